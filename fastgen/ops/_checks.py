@@ -1,0 +1,39 @@
+"""Argument checks that several ops share, and the words they are said in."""
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def float_tensor(op, name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"fastgen.{op}: {name} must be a tensor, got {type(value).__name__}; pass a torch.Tensor"
+        )
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"fastgen.{op}: {name} must be float32, float64, bfloat16 or float16, "
+            f"got {value.dtype}; convert it with {name}.float()"
+        )
+
+
+def same_kind(op, name, value, x, than="x"):
+    """`value` shares x's dtype and device."""
+    if value.dtype != x.dtype:
+        raise TypeError(
+            f"fastgen.{op}: {name} must have {than}'s dtype {x.dtype}, got {value.dtype}; "
+            f"convert one of them, or use torch.autocast"
+        )
+    if value.device != x.device:
+        raise ValueError(
+            f"fastgen.{op}: {name} must be on {than}'s device {x.device}, got {value.device}; "
+            f"move it with {name}.to({str(x.device)!r})"
+        )
+
+
+def autocast_dtype(x):
+    """The dtype torch.autocast asks for on x's device, or None when it is off."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return None
