@@ -1,0 +1,192 @@
+"""What every autoregressive image model here shares: checks, scaling, likelihood, sampling."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.likelihoods import Categorical
+from fastgen.sampling.naive import naive_sample
+
+
+class Autoregressive(nn.Module):
+    """p(image | condition) as a product over its codes, one softmax over all levels for each.
+
+    A subclass defines ``forward(codes, condition=None) -> logits (B, levels, C, H, W)`` for int64
+    codes (B, C, H, W) in 0 .. levels - 1, and `config`, the arguments that rebuild it:
+    ``type(model)(**model.config)``.
+
+    Args:
+        shape: (C, H, W) of the images.
+        levels: number of values a code takes.
+        classes: number of labels; then a condition is int64 labels (B,).
+        condition_channels: channels of a condition map, float (B, condition_channels, H, W). With
+            both, a condition is the tuple (labels, map).
+
+    Attributes:
+        order: "raster", or "subpixel" where the colours of a pixel are drawn one after the other
+            and each sees those before it.
+        memory_format: of the activations inside.
+    """
+
+    memory_format = torch.channels_last
+
+    def __init__(self, shape, levels, classes=None, condition_channels=None):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.levels, self.classes, self.condition_channels = levels, classes, condition_channels
+        for argument, value in (
+            ("shape", self.shape if len(self.shape) == 3 else None),
+            ("levels", (levels,)),
+            ("classes", (1 if classes is None else classes,)),
+            ("condition_channels", (1 if condition_channels is None else condition_channels,)),
+        ):
+            if value is None or not all(isinstance(v, int) and v >= 1 for v in value):
+                self._refuse(
+                    argument,
+                    "must be (C, H, W)" if argument == "shape" else "must be a positive int",
+                    shape if argument == "shape" else value[0],
+                    "an 8-bit grey image has shape (1, H, W) and 256 levels",
+                )
+        self.order = "raster" if self.shape[0] == 1 else "subpixel"
+        self.likelihood = Categorical(levels)
+
+    def log_prob(self, codes: Tensor, condition=None) -> Tensor:
+        """log p(codes | condition) in nats, (B,)."""
+        self._check_values(codes, condition)
+        return self.likelihood.log_prob(self(codes, condition), codes).flatten(1).sum(1)
+
+    def bits_per_dim(self, codes: Tensor, condition=None) -> Tensor:
+        """-log_prob / (C H W ln 2), (B,)."""
+        return self.log_prob(codes, condition) / (-math.prod(self.shape) * math.log(2))
+
+    def sample(
+        self,
+        n: int,
+        condition=None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        batch: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """n new images, int64 (n, C, H, W), in eval mode; see `fastgen.sampling.naive_sample`."""
+        self._check_condition(condition, n)
+        self._check_labels(condition)
+        was_training = self.training
+        self.eval()
+        try:
+            return naive_sample(
+                self,
+                self.shape,
+                self.likelihood,
+                n,
+                order=self.order,
+                condition=condition,
+                seed=seed,
+                generator=generator,
+                uniforms=uniforms,
+                first_index=first_index,
+                temperature=temperature,
+                known=known,
+                known_mask=known_mask,
+                batch=batch,
+                progress=progress,
+            )
+        finally:
+            self.train(was_training)
+
+    def _scaled(self, codes: Tensor) -> Tensor:
+        """Codes as floats in [-1, 1], in the parameters' dtype and `memory_format`."""
+        self._check_codes(codes)
+        dtype = next(self.parameters()).dtype
+        x = codes.to(dtype) * (2 / max(self.levels - 1, 1)) - 1
+        # says it in the strides also for one channel, where both formats would do
+        return torch.empty_like(x, memory_format=self.memory_format).copy_(x)
+
+    def _logits(self, y: Tensor) -> Tensor:
+        """(B, C * levels, H, W), colour by colour, as (B, levels, C, H, W)."""
+        return y.unflatten(1, (self.shape[0], self.levels)).transpose(1, 2)
+
+    def _check_multiple(self, argument, value, multiple):
+        if value % multiple:
+            self._refuse(
+                argument,
+                f"must be a multiple of {multiple} for images of {self.shape[0]} colours",
+                value,
+                f"use {max(1, round(value / multiple)) * multiple}",
+            )
+
+    def _refuse(self, argument, expected, got, remedy, error=ValueError):
+        name = type(self).__name__
+        raise error(f"fastgen.models.{name}: {argument} {expected}, got {got}; {remedy}")
+
+    def _check_codes(self, codes):
+        if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
+            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+            self._refuse("codes", "must be an int64 tensor", got, "convert with .long()", TypeError)
+        if codes.dim() != 4 or tuple(codes.shape[1:]) != self.shape:
+            expected = f"must be (B, {', '.join(map(str, self.shape))})"
+            self._refuse("codes", expected, tuple(codes.shape), "or build the model for that shape")
+
+    def _check_condition(self, condition, batch):
+        """The condition's structure and shapes, without reading its values."""
+        wanted = []
+        if self.classes is not None:
+            wanted.append(("labels", (batch,), f"int64 labels ({batch},)"))
+        if self.condition_channels is not None:
+            shape = (batch, self.condition_channels, *self.shape[1:])
+            wanted.append(("map", shape, f"a float map {shape}"))
+        if not wanted:
+            if condition is not None:
+                self._refuse(
+                    "condition",
+                    "must be None",
+                    type(condition).__name__,
+                    "build the model with classes= or condition_channels= to condition it",
+                )
+            return
+        expected = "must be " + " and ".join(text for *_, text in wanted)
+        parts = condition if len(wanted) == 2 else (condition,)
+        if not isinstance(parts, tuple) or len(parts) != len(wanted):
+            self._refuse("condition", expected, type(condition).__name__, "pass (labels, map)")
+        for (kind, shape, _), part in zip(wanted, parts, strict=True):
+            if not isinstance(part, Tensor):
+                error = ValueError if part is None else TypeError
+                self._refuse("condition", expected, type(part).__name__, "pass tensors", error)
+            fits = part.dtype == torch.int64 if kind == "labels" else part.is_floating_point()
+            if not fits:
+                remedy = "convert with .long()" if kind == "labels" else "convert with .float()"
+                self._refuse("condition", expected, part.dtype, remedy, TypeError)
+            if tuple(part.shape) != shape:
+                self._refuse("condition", expected, tuple(part.shape), "give one per image")
+
+    def _check_labels(self, condition):
+        if self.classes is not None:
+            labels = condition[0] if isinstance(condition, tuple) else condition
+            self._check_range("condition", "labels", labels, self.classes)
+
+    def _check_values(self, codes, condition):
+        """The ranges of codes and labels; needs their shapes checked."""
+        if torch.compiler.is_compiling() or codes.device.type != "cpu":
+            return  # reading values would break the graph, or wait for the device
+        self._check_codes(codes)
+        self._check_condition(condition, len(codes))
+        self._check_range("codes", "codes", codes, self.levels)
+        self._check_labels(condition)
+
+    def _check_range(self, argument, what, values, count):
+        if values.numel():
+            low, high = (int(v) for v in torch.aminmax(values))
+            if low < 0 or high >= count:
+                self._refuse(
+                    argument,
+                    f"must hold {what} in 0 .. {count - 1}",
+                    low if low < 0 else high,
+                    "check the data, or build the model for more",
+                )

@@ -1,0 +1,82 @@
+"""GatedPixelCNN (van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.models.autoregressive import Autoregressive
+from fastgen.nn import GatedBlock, MaskedConv2d
+
+
+class GatedPixelCNN(Autoregressive):
+    """Vertical and horizontal stacks of gated masked convolutions: no blind spot.
+
+    Args:
+        shape: (C, H, W) of the images; C colours are drawn one after the other.
+        levels: number of values a code takes.
+        channels: of both stacks, a multiple of C; default 64, for colour images 96.
+        layers: gated blocks behind the first.
+        kernel_size: of these blocks.
+        first_kernel_size: of the first block, which reads the image.
+        head_channels: between the two 1x1 layers of the head; default 2 * channels.
+        classes: number of labels; then a condition is int64 labels (B,).
+        condition_channels: channels of a condition map (B, condition_channels, H, W); with both,
+            a condition is the tuple (labels, map).
+        dropout: in each block behind the first.
+
+    ``forward(codes, condition=None)``: int64 (B, C, H, W) in 0 .. levels - 1 to logits
+    (B, levels, C, H, W).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        levels: int,
+        *,
+        channels: int | None = None,
+        layers: int = 8,
+        kernel_size: int = 3,
+        first_kernel_size: int = 7,
+        head_channels: int | None = None,
+        classes: int | None = None,
+        condition_channels: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__(shape, levels, classes, condition_channels)
+        colors = self.shape[0]
+        channels = channels or (64 if colors == 1 else 96)
+        head_channels = head_channels or 2 * channels
+        self._check_multiple("channels", channels, colors)
+        self._check_multiple("head_channels", head_channels, colors)
+        self.config = {
+            "shape": list(self.shape),
+            "levels": levels,
+            "channels": channels,
+            "layers": layers,
+            "kernel_size": kernel_size,
+            "first_kernel_size": first_kernel_size,
+            "head_channels": head_channels,
+            "classes": classes,
+            "condition_channels": condition_channels,
+            "dropout": dropout,
+        }
+        conditions = {"classes": classes, "condition_channels": condition_channels}
+        self.first = GatedBlock(
+            colors, channels, first_kernel_size, "A", colors=colors, **conditions
+        )
+        self.blocks = nn.ModuleList(
+            GatedBlock(
+                channels, channels, kernel_size, "B", colors=colors, dropout=dropout, **conditions
+            )
+            for _ in range(layers)
+        )
+        self.head = MaskedConv2d(channels, head_channels, 1, "B", colors)
+        self.logits = MaskedConv2d(head_channels, colors * levels, 1, "B", colors)
+
+    def forward(self, codes: Tensor, condition=None) -> Tensor:
+        x = self._scaled(codes)
+        self._check_condition(condition, len(codes))
+        v, h = self.first(x, x, condition)
+        for block in self.blocks:
+            v, h = block(v, h, condition)
+        y = F.relu(self.head(F.relu(h)))
+        return self._logits(self.logits(y))

@@ -1,0 +1,6 @@
+"""Drop-in layers over the ops of fastgen."""
+
+from fastgen.nn.gated_block import GatedBlock, GatedMaskedConv2d
+from fastgen.nn.masked_conv2d import MaskedConv2d
+
+__all__ = ["GatedBlock", "GatedMaskedConv2d", "MaskedConv2d"]
