@@ -1,0 +1,290 @@
+"""Compiles every Triton kernel configuration for sm_80 and sm_90, without a GPU, and holds the
+result against resources.json: registers, shared memory, no spills, tensor cores, wide loads.
+
+    python tests/triton/aot.py            # the gate; exit status 1 and one line per fault
+    python tests/triton/aot.py --write    # measure again and rewrite this Triton's rows
+
+Runs without TRITON_INTERPRET, with the Triton that is installed or, through PYTHONPATH, another:
+`pip install --no-deps --target DIR triton==3.6.0; PYTHONPATH=DIR python tests/triton/aot.py`.
+
+The launchers are called with meta tensors; what they would launch is recorded and specialised as
+Triton's own launcher does (an int of 1 and None are constants, multiples of 16 are known as such).
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TABLE = Path(__file__).with_name("resources.json")
+sys.path.insert(0, str(TABLE.parents[2]))
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.exit("aot.py compiles: run it in a process without TRITON_INTERPRET")
+os.environ.pop("FASTGEN_AUTOTUNE", None)  # all configurations, not the first
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.autotuner import Autotuner  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from fastgen.kernels import gated_activation as gate  # noqa: E402
+from fastgen.kernels import gated_masked_conv2d as gated  # noqa: E402
+from fastgen.kernels import masked_conv2d as conv  # noqa: E402
+
+ARCHITECTURES = (80, 90)
+REGISTERS = 255  # more is a spill
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
+COMPILE_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+# counted in the machine code; a row that has some must keep some
+OPCODES = {
+    "HGMMA": r"\bHGMMA\b",
+    "HMMA": r"\bHMMA\b",
+    "DMMA": r"\bDMMA\b",
+    "copy.128": r"\bLDGSTS\.E\S*\.128\b",
+    "load.128": r"\bLDG\.E\S*\.128\b",
+    "store.128": r"\bSTG\.E\S*\.128\b",
+}
+SPILLS = r"\b(?:LDL|STL)\b"
+
+
+def empty(*shape, dtype, channels_last=True):
+    t = torch.empty(*shape, dtype=dtype, device="meta")
+    return t.contiguous(memory_format=torch.channels_last) if channels_last else t
+
+
+def plan(outputs, inputs, kernel):
+    rows = kernel * kernel + 1
+    taps = torch.empty(rows, 3, dtype=torch.int32, device="meta")
+    return taps, torch.empty(1, outputs, inputs, dtype=torch.uint8, device="meta")
+
+
+def convolution(dtype, inputs, outputs, kernel, *, batch=16, size=32, channels_last=True):
+    x = empty(batch, inputs, size, size, dtype=dtype, channels_last=channels_last)
+    y = empty(batch, outputs, size, size, dtype=dtype, channels_last=channels_last)
+    weight = torch.empty(outputs, inputs, kernel, kernel, dtype=dtype, device="meta")
+    return x, y, weight, torch.empty(outputs, dtype=dtype, device="meta")
+
+
+def run_convolution(*args, backward_to_x=True, **kwargs):
+    x, y, weight, bias = convolution(*args, **kwargs)
+    taps = plan(*weight.shape[:3])
+    conv.masked_conv2d(x, weight, bias, *taps, (1, 1))
+    conv.masked_conv2d_backward(y, x, weight, *taps, (1, 1), (backward_to_x, True, True))
+
+
+def run_gated(*args, **kwargs):
+    x, y, weight, bias = convolution(*args, **kwargs)
+    condition = torch.empty(y.shape[:2], dtype=y.dtype, device="meta")
+    gated.gated_masked_conv2d(x, weight, bias, condition, *plan(*weight.shape[:3]), (1, 1))
+
+
+def run_gate(dtype, channels, size, channels_last):
+    x = empty(16, 2 * channels, size, size, dtype=dtype, channels_last=channels_last)
+    grad = empty(16, channels, size, size, dtype=dtype, channels_last=channels_last)
+    condition = torch.empty(x.shape[:2], dtype=dtype, device="meta")
+    gate.gated_activation(x, None)
+    gate.gated_activation(x, condition)
+    gate.gated_activation_backward(grad, x, condition, True, extra=x)
+
+
+def run_tf32():
+    former = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        run_convolution(torch.float32, 64, 64, 3)
+        run_gated(torch.float32, 64, 128, 3)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = former
+
+
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+CASES = {
+    "bf16 128 channels": lambda: run_convolution(BF16, 128, 128, 5),
+    "bf16 64 channels": lambda: run_convolution(BF16, 64, 64, 3),
+    "bf16 32 to 256 channels": lambda: run_convolution(BF16, 32, 256, 3),
+    "bf16 32 channels": lambda: run_convolution(BF16, 32, 32, 3),
+    "bf16 first layer": lambda: run_convolution(BF16, 3, 64, 7, backward_to_x=False),
+    "bf16 plain layout": lambda: run_convolution(BF16, 64, 64, 3, channels_last=False),
+    "bf16 64-bit offsets": lambda: run_convolution(BF16, 64, 64, 3, batch=2**16, size=64),
+    "bf16 gated": lambda: run_gated(BF16, 64, 128, 3),
+    "f16 64 channels": lambda: run_convolution(F16, 64, 64, 3),
+    "f16 gated": lambda: run_gated(F16, 64, 128, 3),
+    "f32 64 channels": lambda: run_convolution(F32, 64, 64, 3),
+    "f32 32 channels": lambda: run_convolution(F32, 32, 32, 3),
+    "f32 first layer": lambda: run_convolution(F32, 3, 64, 7, backward_to_x=False),
+    "f32 gated": lambda: run_gated(F32, 64, 128, 3),
+    "tf32": run_tf32,
+    "f64": lambda: run_convolution(F64, 32, 32, 3),
+    "f64 gated": lambda: run_gated(F64, 32, 64, 3),
+    **{
+        f"{name} gate {channels}x{size} {'channels-last' if last else 'plain'}": (
+            lambda dtype=dtype, channels=channels, size=size, last=last: run_gate(
+                dtype, channels, size, last
+            )
+        )
+        for name, dtype, channels, size in (
+            ("bf16", BF16, 128, 32),
+            ("bf16", BF16, 64, 8),
+            ("f32", F32, 128, 32),
+            ("f64", F64, 64, 8),
+        )
+        for last in (True, False)
+    },
+}
+
+
+def record(case):
+    """[(kernel, args, kwargs)] of every launch and configuration `case` would ask for."""
+    launches = []
+    run, tune = JITFunction.run, Autotuner.run
+    JITFunction.run = lambda self, *a, grid, warmup, **k: launches.append((self, a, k))
+    Autotuner.run = lambda self, *a, grid, warmup, **k: launches.extend(
+        (self.fn, a, k | config.all_kwargs()) for config in self.configs
+    )
+    try:
+        case()
+    finally:
+        JITFunction.run, Autotuner.run = run, tune
+    return launches
+
+
+def specialised(kernel, args, kwargs):
+    """(signature, constants, attributes) as Triton's launcher derives them from the arguments."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | {
+        k: v for k, v in kwargs.items() if k in kernel.arg_names
+    }
+    pointers = {BF16: "*bf16", F16: "*fp16", F32: "*fp32", F64: "*fp64"}
+    pointers |= {torch.int32: "*i32", torch.uint8: "*u8"}
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        name, value = parameter.name, values[parameter.name]
+        aligned = True  # as torch allocates
+        if isinstance(value, torch.Tensor):
+            signature[name] = pointers[value.dtype]
+        elif parameter.is_constexpr or value is None or value == 1:
+            signature[name], constants[(i,)], aligned = "constexpr", value, False
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def label(kernel, case, kwargs):
+    blocks = [str(kwargs[k]) for k in ("BLOCK_P", "BLOCK_O", "BLOCK_I", "BLOCK_C") if k in kwargs]
+    tail = "".join(f" {k[4:].lower()}" for k in ("HAS_CONDITION", "HAS_SUMS") if kwargs.get(k))
+    if "num_stages" in kwargs:
+        tail += f" {kwargs['num_warps']} warps {kwargs['num_stages']} stages"
+    return f"{case}: {kernel.__name__.strip('_')} {'x'.join(blocks)}{tail}"
+
+
+def measure(kernel, args, kwargs, architecture):
+    source = ASTSource(kernel, *specialised(kernel, args, kwargs))
+    options = {k: kwargs[k] for k in COMPILE_OPTIONS if k in kwargs}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True)
+            for flag in ("-res-usage", "-sass")
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout).groups())
+    counts = {name: len(re.findall(pattern, code.stdout)) for name, pattern in OPCODES.items()}
+    row = {"registers": registers, "shared": compiled.metadata.shared}
+    row |= {name: n for name, n in counts.items() if n}
+    spills = len(re.findall(SPILLS, code.stdout))
+    return row, spills, stack
+
+
+def faults(row, spills, stack, limit, architecture):
+    """What a kernel's row gets wrong, in words. `limit` is its row in the table, or None."""
+    if spills or stack:
+        yield f"spills: {spills} local loads and stores, {stack} bytes of stack"
+    if row["registers"] > REGISTERS or row["shared"] > SHARED[architecture]:
+        yield f"does not fit the hardware: {row}"
+    if limit is None:
+        return
+    for name in ("registers", "shared"):
+        if row[name] > limit[name]:
+            yield f"{name} {row[name]}, the table allows {limit[name]}"
+    for name in OPCODES:
+        if limit.get(name) and not row.get(name):
+            yield f"no {name} instruction, the table has {limit[name]}"
+
+
+def uncovered(launches):
+    """Tiles no case reaches."""
+    used = {
+        (kernel.__name__, *(kwargs[k] for k in ("BLOCK_P", "BLOCK_O", "BLOCK_I", "num_warps")))
+        for kernel, _, kwargs in launches
+        if "BLOCK_I" in kwargs
+    }
+    for tiles, kernel in (
+        (conv.TILES, "_masked_conv2d_kernel"),
+        (conv.GRADIENT_TILES, "_weight_gradient_kernel"),
+    ):
+        for tile in sum(tiles.values(), ()):
+            key = (kernel, *tile.kwargs.values(), tile.num_warps)
+            if key not in used:
+                yield key
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="rewrite this Triton version's rows")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    options = parser.parse_args()
+    table = json.loads(options.table.read_text()) if options.table.exists() else {}
+    limits = table.get(triton.__version__)
+    if limits is None and not options.write:
+        known = ", ".join(table) or "none"
+        print(f"{options.table.name} has rows for Triton {known}, not {triton.__version__}: "
+              "checking spills and hardware limits only")  # fmt: skip
+    found, rows, launches = [], {}, []
+    with tempfile.TemporaryDirectory() as cache:
+        triton.knobs.cache.dir = cache
+        for case, call in CASES.items():
+            if options.only not in case:
+                continue
+            for launch in record(call):
+                launches.append(launch)
+                kernel, args, kwargs = launch
+                for architecture in ARCHITECTURES:
+                    name = f"sm_{architecture} {label(kernel, case, kwargs)}"
+                    if name in rows:
+                        continue  # the input gradient of a square layer is the forward kernel
+                    row, spills, stack = measure(kernel, args, kwargs, architecture)
+                    rows[name] = row
+                    limit = limits.get(name) if limits and not options.write else None
+                    if limits and not options.write and limit is None:
+                        found.append(f"{name}: not in the table; run aot.py --write")
+                    found += [
+                        f"{name}: {fault}"
+                        for fault in faults(row, spills, stack, limit, architecture)
+                    ]
+                    print(name, row, f"SPILLS {spills} {stack}" if spills or stack else "",
+                          flush=True)  # fmt: skip
+    if not options.only:
+        found += [f"no case compiles {tile}" for tile in uncovered(launches)]
+    if options.write:
+        table[triton.__version__] = rows
+        options.table.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"Triton {triton.__version__}: {len(rows)} kernels, {len(found)} faults")
+    for fault in found:
+        print("FAULT", fault)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
