@@ -176,7 +176,7 @@ def extension_arguments():
             return objects
 
     # -fopenmp on every file: at::parallel_for is silently serial in one compiled without it.
-    flags = ["-O3", "-fvisibility=hidden", "-fopenmp", "-Wall"]
+    flags = ["-O3", "-g0", "-fvisibility=hidden", "-fopenmp", "-Wall"]
     extension = CppExtension(
         "fastgen._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/common/*.cpp") + glob("csrc/engine/*.cpp")),

@@ -40,7 +40,9 @@ py::object cuda_build() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastgen's compiled kernels; see fastgen.backends and `fastgen info`.";
-  m.def("isa", [] { return isa_name(active_isa()); }, "CPU level in force; RuntimeError if forced badly");
+  m.def(
+      "isa", [] { return isa_name(active_isa()); },
+      "CPU level in force; RuntimeError if forced badly");
   m.def("supported_isa_levels", &supported_levels);
   m.def("compiler", [] { return __VERSION__; });
   m.def("cuda_build", &cuda_build, "None, or what the CUDA half was built for and finds");

@@ -1,4 +1,5 @@
-// The machine's arithmetic ceiling: register-only float32 multiply-adds, for benchmarks to divide by.
+// The machine's arithmetic ceiling: register-only float32 multiply-adds, for benchmarks to divide
+// by.
 #pragma once
 
 #include <cstdint>

@@ -40,9 +40,9 @@ const Table& select_kernels(const Table* for_default, const Table* avx2, const T
   namespace isa_avx512 {                   \
   extern const Table op##_kernels;         \
   }
-#define FASTGEN_KERNELS(op)                                         \
-  ::fastgen::select_kernels(&::fastgen::isa_default::op##_kernels,  \
-                            &::fastgen::isa_avx2::op##_kernels,     \
+#define FASTGEN_KERNELS(op)                                        \
+  ::fastgen::select_kernels(&::fastgen::isa_default::op##_kernels, \
+                            &::fastgen::isa_avx2::op##_kernels,    \
                             &::fastgen::isa_avx512::op##_kernels)
 #else
 #define FASTGEN_DECLARE_KERNELS(Table, op) \

@@ -143,7 +143,7 @@ def _backward_backward(ctx, v_x, v_condition):
     by_grad, by_x = second_derivatives(v, grad, x, condition)
     if condition is None or not ctx.needs_input_grad[2]:
         return by_grad, by_x, None, None
-    per_sample = by_x.reshape(*by_x.shape[:2], -1).sum(2)
+    per_sample = by_x.sum(tuple(range(2, x.dim()))) if x.dim() > 2 else by_x
     return by_grad, by_x, condition_gradient(condition, by_x, per_sample), None
 
 

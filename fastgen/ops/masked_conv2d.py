@@ -55,16 +55,18 @@ class TapPlan:
             )
         full = _checked_mask(mask, self.weight_shape).permute(2, 3, 0, 1).reshape(kh * kw, out, in_)
         unmasked = full.sum((1, 2))
-        taps, partial = torch.zeros(kh * kw + 1, 3, dtype=torch.int32), []
+        # the device is named for callers inside `with torch.device(...)`
+        taps, partial = torch.zeros(kh * kw + 1, 3, dtype=torch.int32, device="cpu"), []
         for tap in unmasked.nonzero()[:, 0].tolist():
             index = -1
             if unmasked[tap] < out * in_:
                 index = len(partial)
                 partial.append(full[tap].to(torch.uint8))
             taps[0, 0] += 1
-            taps[taps[0, 0]] = torch.tensor((tap // kw, tap % kw, index), dtype=torch.int32)
+            row = (tap // kw, tap % kw, index)
+            taps[taps[0, 0]] = torch.tensor(row, dtype=torch.int32, device="cpu")
         taps[0, 1] = len(partial)
-        stacked = torch.stack(partial) if partial else torch.zeros(0, out, in_, dtype=torch.uint8)
+        stacked = torch.stack(partial) if partial else full.new_zeros(0, out, in_).to(torch.uint8)
         self._tensors = {torch.device("cpu"): (taps, stacked)}
 
     def on(self, device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def gated_activation_backward(grad, x, condition, needs_condition):
     g = grad.to(t.dtype)
     grad_x = torch.cat([g * (1 - t * t) * s, g * t * s * (1 - s)], dim=1)
     if needs_condition:
-        grad_condition = grad_x.reshape(*grad_x.shape[:2], -1).sum(2).to(x.dtype)
+        grad_condition = grad_x.sum(tuple(range(2, x.dim()))).to(x.dtype)
     else:
         grad_condition = x.new_empty(0)
     return in_format_of(grad_x, x), grad_condition
