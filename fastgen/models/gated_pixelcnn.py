@@ -1,4 +1,4 @@
-"""GatedPixelCNN (van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016)."""
+"""GatedPixelCNN, of "Conditional Image Generation with PixelCNN Decoders" (2016)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from fastgen.nn import GatedBlock, MaskedConv2d
 
 class GatedPixelCNN(Autoregressive):
     """Vertical and horizontal stacks of gated masked convolutions: no blind spot.
+
+    Source: van den Oord et al., Conditional Image Generation with PixelCNN Decoders, 2016.
 
     Args:
         shape: (C, H, W) of the images; C colours are drawn one after the other.

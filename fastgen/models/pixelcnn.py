@@ -1,4 +1,4 @@
-"""PixelCNN (van den Oord et al., Pixel Recurrent Neural Networks, 2016, section 3.3 and table 1)."""
+"""PixelCNN, of "Pixel Recurrent Neural Networks" (2016)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class ResidualBlock(nn.Module):
 class PixelCNN(Autoregressive):
     """One stack of masked convolutions: a 7x7 with mask A, residual blocks and two 1x1 layers with
     mask B. Simple, with the blind spot to the right that `GatedPixelCNN` does away with.
+
+    Source: van den Oord et al., Pixel Recurrent Neural Networks, 2016, section 3.5 and table 1.
 
     Args:
         shape: (C, H, W) of the images; C colours are drawn one after the other.

@@ -14,9 +14,9 @@ class GatedMaskedConv2d(MaskedConv2d):
     colours. Arguments and checkpoints are those of `MaskedConv2d`; the weight is
     (2 * out_channels, in_channels, kh, kw).
 
-    ``forward(x, condition=None)`` takes (B, in_channels, H, W) and a condition (B, 2 * out_channels)
-    or (B, 2 * out_channels, H, W) that joins inside the gate, and returns ``(y, pre)``:
-    (B, out_channels, H, W), and the convolution's result before condition and gate.
+    ``forward(x, condition=None)`` takes (B, in_channels, H, W) and a condition, of shape
+    (B, 2 * out_channels) or (B, 2 * out_channels, H, W), that joins inside the gate. It returns
+    ``(y, pre)``: (B, out_channels, H, W), and the convolution's result before condition and gate.
     """
 
     _out_groups = 2

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from fastgen.ops.masked_conv2d import TapPlan, masked_conv2d
 
@@ -85,7 +86,7 @@ class MaskedConv2d(nn.Conv2d):
         device=None,
         dtype=None,
     ):
-        kernel_size, dilation = nn.modules.utils._pair(kernel_size), nn.modules.utils._pair(dilation)
+        kernel_size, dilation = _pair(kernel_size), _pair(dilation)
         self._check_arguments(
             in_channels, out_channels, kernel_size, mask_type, colors, color_order, dilation
         )

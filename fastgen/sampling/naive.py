@@ -109,7 +109,8 @@ def _sample_batch(
             params = _checked_params(fn(codes), likelihood, codes).flatten(3)[..., positions]
             _check_nan(params, drawn, positions, codes.shape[2:], first)
             # a row per (sample, position): the form a likelihood draws in
-            new = likelihood.sample(_rows(params), _rows(flat_uniforms[..., positions]), temperature)
+            noise = flat_uniforms[..., positions]
+            new = likelihood.sample(_rows(params), _rows(noise), temperature)
             new = new.view(m, len(positions), colors).transpose(1, 2)
             flat_codes[..., positions] = torch.where(drawn, new, flat_codes[..., positions])
         report((done + 1) / len(steps))
