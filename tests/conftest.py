@@ -1,0 +1,26 @@
+"""What every test gets: a fixed seed, and NaN in every tensor that torch.empty hands out, so that
+output a kernel forgets to write cannot pass."""
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeded_and_poisoned():
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; still part of CI")
