@@ -122,6 +122,30 @@ def load_resume(directory: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
     return tensors, json.loads(metadata["state"])
 
 
+def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as tensors "name/parameter index/slot"; its options stay outside."""
+    state = optimizer.state_dict()["state"].items()
+    return {f"{name}/{i}/{slot}": value for i, slots in state for slot, value in slots.items()}
+
+
+def restore_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Puts back what `optimizer_tensors` gave."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, _, rest = key.partition("/")
+        if owner == name:
+            index, _, slot = rest.partition("/")
+            parameter = parameters[int(index)]
+            if value.shape == parameter.shape:
+                # the parameter's own strides: others may round otherwise
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            state.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
 def read_config(directory: str | os.PathLike) -> dict:
     """config.json of a checkpoint, checked: known schema, known keys, required keys."""
     path = Path(directory) / CONFIG

@@ -16,8 +16,6 @@ there is no random state to save, and a run does not depend on when it was inter
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
 import signal
@@ -33,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import checkpoint
+from fastgen.log import Log
 from fastgen.progress import Progress, clock
 
 LOG = "log.csv"
@@ -42,7 +41,7 @@ _GRID_SHARE = 0.1  # most of the time that grids may take, unless their number w
 # what decides the bits of a step, so may not change on resuming
 _FIXED = ("batch_size", "lr", "schedule", "weight_decay", "clip_grad", "seed")
 _SAVED = (*_FIXED, "minutes", "steps", "evaluations", "test_images", "grids")
-_COUNTERS = ("step", "seconds", "train_seconds", "row", "grid", "test")
+_COUNTERS = ("step", "seconds", "train_seconds", "rate", "row", "grid", "test")
 
 
 @dataclass(frozen=True)
@@ -175,12 +174,12 @@ class _Run:
         kind = getattr(model, "objective", Likelihood)
         options = {name: arguments[name] for name in ("lr", "weight_decay", "clip_grad")}
         self.objective = kind(model, **options)
-        groups = [g for o in self.objective.optimizers.values() for g in o.param_groups]
-        self.peak_rates = [(group, group["lr"]) for group in groups]
+        self.peak_rates = [group["lr"] for group in self._groups()]
         self.order = Order(len(data.train.images), arguments["batch_size"], arguments["seed"])
-        self.step, self.seconds, self.train_seconds = 0, 0.0, 0.0
+        self.step, self.seconds, self.train_seconds, self.rate = 0, 0.0, 0.0, 0.0
         # since the last row of the log
-        self.sums = {name: torch.zeros((), device=self.device) for name in self.objective.figures}
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.sums = {name: zero.clone() for name in self.objective.figures}
         self.row = {"step": 0, "seconds": 0.0, "train_seconds": 0.0}
         self.grid = dict(self.row)
         self.test: dict[str, float] = {}
@@ -222,14 +221,14 @@ class _Run:
 
     def save(self) -> None:
         """Writes a checkpoint of this very step."""
+        self._check_finite()
         with self.interrupts.held():
             self.seconds = self._now()["seconds"]
             tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
             scalars: dict = {name: getattr(self, name) for name in _COUNTERS}
             scalars["sums"] = {name: value.item() for name, value in self.sums.items()}
             for name, optimizer in self.objective.optimizers.items():
-                for index, slots in optimizer.state_dict()["state"].items():
-                    tensors |= {f"{name}/{index}/{slot}": v for slot, v in slots.items()}
+                tensors |= checkpoint.optimizer_tensors(name, optimizer)
             data = {"name": self.data.name, "shape": list(self.data.shape)}
             data |= {"levels": self.data.levels, "classes": self.data.classes}
             data |= {"arguments": self.arguments["data_arguments"] or {}}
@@ -253,19 +252,7 @@ class _Run:
         checkpoint.check_state(weights, self.model.state_dict(), f"fastgen.train: {self.out}")
         self.model.load_state_dict(weights)
         for name, optimizer in self.objective.optimizers.items():
-            state = optimizer.state_dict()
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                owner, _, rest = key.partition("/")
-                if owner == name:
-                    index, _, slot = rest.partition("/")
-                    parameter = parameters[int(index)]
-                    if value.shape == parameter.shape:
-                        # the parameter's strides: other strides may round otherwise
-                        value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                    slots.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict(state | {"state": slots})
+            checkpoint.restore_optimizer(name, optimizer, tensors)
         for name in _COUNTERS:
             setattr(self, name, scalars[name])
         for name, value in scalars["sums"].items():
@@ -276,8 +263,9 @@ class _Run:
         factor = min(1.0, (self.step + 1) / _WARMUP_STEPS)
         if self.arguments["schedule"] == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * done))
-        for group, rate in self.peak_rates:
+        for group, rate in zip(self._groups(), self.peak_rates, strict=True):
             group["lr"] = rate * factor
+        self.rate = self._groups()[0]["lr"]
         torch.manual_seed(_mix(self.arguments["seed"], self.step))
         self.model.train()
         figures = self.objective.step(*self._batch(self.data.train, self.order(self.step)))
@@ -285,6 +273,9 @@ class _Run:
             self.sums[name] += value
         self.step += 1
         self.train_seconds += time.perf_counter() - began
+
+    def _groups(self) -> list[dict]:
+        return [g for o in self.objective.optimizers.values() for g in o.param_groups]
 
     def _batch(self, split, index: Tensor) -> tuple[Tensor, Tensor | None]:
         codes = split.images[index].to(self.device, torch.int64)
@@ -305,23 +296,28 @@ class _Run:
                 sums[name] += value.item() * len(index)
         return {name: value / len(chosen) for name, value in sums.items()}
 
+    def _check_finite(self) -> None:
+        means = self._means()
+        if not all(math.isfinite(value) for value in means.values()):
+            figures = ", ".join(f"{name} {value}" for name, value in means.items())
+            raise FloatingPointError(
+                f"fastgen.train: not finite at step {self.step}: {figures}; lower lr "
+                f"(now {self.arguments['lr']}); the checkpoint in {self.out} is from before"
+            )
+
     def _write_row(self, done: float) -> None:
+        self._check_finite()
         test = self._evaluate(None if done >= 1 else self.arguments["test_images"])
         with self.interrupts.held():
             now = self._now()
             steps = self.step - self.row["step"]
             seconds = self.train_seconds - self.row["train_seconds"]
             images = self.order.batch_size
-            means = self._means()
-            if not all(math.isfinite(value) for value in [*means.values(), *test.values()]):
-                raise FloatingPointError(
-                    f"fastgen.train: the loss is not finite at step {self.step} ({means}); lower "
-                    f"lr (now {self.arguments['lr']}); {self.out} keeps the checkpoint before"
-                )
             row = {"step": self.step, "epoch": self.step * images / self.order.count}
-            row |= {"seconds": round(now["seconds"], 3), "lr": self.peak_rates[0][0]["lr"]}
+            row |= {"seconds": round(now["seconds"], 3), "lr": self.rate}
+            row |= {"train_seconds": round(self.train_seconds, 3)}
             row |= {"images_per_s": round(steps * images / seconds, 1) if seconds else 0.0}
-            row |= {f"train_{k}": v for k, v in means.items()}
+            row |= {f"train_{k}": v for k, v in self._means().items()}
             self.log.append(row | {f"test_{k}": v for k, v in test.items()})
             self.test, self.row = test, now
             for value in self.sums.values():
@@ -336,10 +332,11 @@ class _Run:
         if self.arguments["grids"] is None:
             seconds = self._grid_seconds(count)
             if seconds * _GRIDS > _GRID_SHARE * self._now()["seconds"] / self._done(self._now()):
-                bar.note(
-                    f"step {self.step}: no sample grid, it would take about {clock(seconds)}; "
-                    "grids=N (--grids N) asks for N of them"
-                )
+                if self.grid["step"] == 0:  # said once
+                    bar.note(
+                        f"no sample grids: one takes about {clock(seconds)}; grids=N (--grids N) "
+                        "asks for N of them"
+                    )
                 self.grid = self._now()
                 return
         labels = torch.arange(count, device=self.device) // 8 % classes if classes else None
@@ -390,7 +387,7 @@ class _Run:
 
     def _columns(self) -> list[str]:
         names = list(self.objective.figures)
-        own = ["step", "epoch", "seconds", "lr", "images_per_s"]
+        own = ["step", "epoch", "seconds", "lr", "train_seconds", "images_per_s"]
         return own + [f"train_{name}" for name in names] + [f"test_{name}" for name in names]
 
 
@@ -415,38 +412,6 @@ class Order:
     def _shuffle(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1))
         return torch.randperm(self.count, generator=generator)
-
-
-class Log:
-    """A CSV file that grows by whole lines; rows after step `keep` are dropped on opening."""
-
-    def __init__(self, path: Path, columns: list[str], *, keep: int):
-        self.path, self.columns = path, columns
-        rows = [row for row in read_log(path) if row["step"] <= keep] if path.exists() else []
-        text = "".join(map(self._line, [dict(zip(columns, columns, strict=True)), *rows]))
-        checkpoint.write_atomically(path, text.encode())
-
-    def append(self, row: dict) -> None:
-        # one write on a descriptor in append mode: a crash leaves the whole line or nothing
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(handle, self._line(row).encode())
-        finally:
-            os.close(handle)
-
-    def _line(self, row: dict) -> str:
-        text = io.StringIO()
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
-        return text.getvalue()
-
-
-def read_log(path: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of a log.csv."""
-    with open(path, newline="") as file:
-        return [
-            {k: int(v) if k == "step" else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
 
 
 class _Interrupts:
