@@ -5,6 +5,7 @@ import numpy as np
 from fastgen.data.pixels import Pixels, require
 
 PATCH_COUNTS = (10_000, 1_000)  # training and test crops, shared evenly by the photographs
+_MOST_BYTES = 128 << 20  # large crops are fewer
 
 
 def digits() -> Pixels:
@@ -19,15 +20,24 @@ def patches(size: tuple[int, int], fraction: float, seed: int) -> tuple[Pixels, 
 
     The rightmost `fraction` of each photograph is the test strip; no training crop reaches it."""
     photographs = require("sklearn.datasets", "scikit-learn", "patches").load_sample_images().images
+    counts = (min(count, _MOST_BYTES // (3 * size[0] * size[1])) for count in PATCH_COUNTS)
+    for photograph in photographs:
+        for train in (True, False):
+            start, stop = strip(photograph.shape[1], fraction, train)
+            if size[0] > photograph.shape[0] or size[1] > stop - start:
+                raise ValueError(
+                    f"fastgen.data: size must fit into {photograph.shape[0]}x{stop - start} pixels,"
+                    f" a {'training' if train else 'test'} strip of the photographs, got "
+                    f"{size[0]}x{size[1]}; take a smaller size or another test_fraction"
+                )
     sides = []
-    for train in (True, False):
+    for train, count in zip((True, False), counts, strict=True):
         rng = np.random.RandomState(seed if train else seed ^ 1)
         crops = []
         for photograph in photographs:
             start, stop = strip(photograph.shape[1], fraction, train)
             region = photograph[:, start:stop]
-            count = PATCH_COUNTS[not train] // len(photographs)
-            crops.append(_crops(region, size, count, rng))
+            crops.append(_crops(region, size, count // len(photographs), rng))
         sides.append(Pixels(np.concatenate(crops)))
     return sides[0], sides[1]
 
@@ -39,12 +49,6 @@ def strip(width: int, fraction: float, train: bool) -> tuple[int, int]:
 
 
 def _crops(region: np.ndarray, size: tuple[int, int], count: int, rng) -> np.ndarray:
-    if size[0] > region.shape[0] or size[1] > region.shape[1]:
-        raise ValueError(
-            f"fastgen.data: size must fit into {region.shape[0]}x{region.shape[1]} pixels, what "
-            f"the photographs leave for these patches, got {size[0]}x{size[1]}; "
-            "take a smaller size or another test_fraction"
-        )
     windows = np.lib.stride_tricks.sliding_window_view(region, size, axis=(0, 1))
     rows, columns = windows.shape[:2]
     # distinct corners: no crop twice

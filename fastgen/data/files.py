@@ -6,6 +6,7 @@ import io
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -134,7 +135,9 @@ def _npy_array(stream, where, *, size: int, packed: int | None) -> np.ndarray:
     if head[6] == 2:
         parse = np.lib.format.read_array_header_2_0
     try:
-        shape, fortran_order, dtype = parse(header)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, about the source text of a damaged header
+            shape, fortran_order, dtype = parse(header)
     except Exception as error:  # the parser lets through whatever ast and tokenize raise
         raise _damaged(where, error) from error
     if dtype.kind not in "buif" or dtype.names or dtype.subdtype:

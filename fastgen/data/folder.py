@@ -33,12 +33,12 @@ def read(
             f"fastgen.data: the subfolders of {splits['test']} must be among those of "
             f"{splits['train']}, got {stranger!r}; add training images of it, or take it away"
         )
-    every = [path for found in listed.values() for paths in found.values() for path in paths]
-    has_colour, common = _survey(every, size)
-    channels = 3 if has_colour and not grey else 1
+    every = (path for found in listed.values() for paths in found.values() for path in paths)
+    channels = 1 if grey or not any(map(_has_colour, every)) else 3
     label_names = names if len(names) > 1 else None
+    frame = _Frame(size, crop)
     sides = {
-        side: _side(found, names, common, crop, channels, bool(label_names))
+        side: _side(found, names, channels, frame, bool(label_names))
         for side, found in listed.items()
     }
     return sides["train"], sides.get("test"), label_names
@@ -67,35 +67,44 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _survey(paths: list[Path], size: tuple[int, int] | None) -> tuple[bool, tuple[int, int]]:
-    """Reads every header, decodes nothing: (whether any image has colour, the size of all)."""
-    has_colour, first = False, None
-    for path in paths:
-        with _opened(path) as picture:
-            has_colour |= picture.mode in _COLOUR_MODES
-            sideways = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            found = picture.size if sideways else picture.size[::-1]
-        first = first or found
-        if size is None and found != first:
-            raise ValueError(
-                f"fastgen.data: images must have one size, got {first[0]}x{first[1]} (height x "
-                f"width) in {paths[0]} and {found[0]}x{found[1]} in {path}; give size= to resize "
-                "them all, and crop=True to cut rather than stretch"
-            )
-    return has_colour, size or first
+def _has_colour(path: Path) -> bool:
+    with _opened(path) as picture:
+        return picture.mode in _COLOUR_MODES
 
 
-def _side(found, names, size, crop: bool, channels: int, labelled: bool) -> Pixels:
+def _side(found, names, channels: int, frame, labelled: bool) -> Pixels:
     data, labels = bytearray(), []  # grown image by image: headers may promise what never comes
     for name, paths in found.items():
         for path in paths:
-            data += _decoded(path, size, crop, channels).tobytes()
+            data += frame(_decoded(path, channels), path).tobytes()
             labels.append(names.index(name))
-    images = np.frombuffer(data, np.uint8).reshape(len(labels), *size, channels)
+    images = np.frombuffer(data, np.uint8).reshape(len(labels), *frame.size, channels)
     return Pixels(images, np.array(labels, np.int64) if labelled else None)
 
 
-def _decoded(path: Path, size: tuple[int, int], crop: bool, channels: int) -> np.ndarray:
+class _Frame:
+    """Brings every image to one size, or demands the first one's if none was asked for."""
+
+    def __init__(self, size: tuple[int, int] | None, crop: bool):
+        self.size, self.crop, self.first = size, crop, None
+
+    def __call__(self, picture, path: Path):
+        found = picture.size[::-1]
+        if self.size is None:
+            self.size, self.first = found, path
+        if found == self.size:
+            return np.asarray(picture)
+        if self.first is not None:
+            raise ValueError(
+                f"fastgen.data: images must have one size, got {self.size[0]}x{self.size[1]} "
+                f"(height x width) in {self.first} and {found[0]}x{found[1]} in {path}; give size= "
+                "to resize them all, and crop=True to cut rather than stretch"
+            )
+        return np.asarray(fit(picture, self.size, self.crop))
+
+
+def _decoded(path: Path, channels: int):
+    """An upright, opaque 8-bit Pillow image of 1 or 3 channels."""
     image = require("PIL.Image", "Pillow", "a folder of images")
     ops = require("PIL.ImageOps", "Pillow", "a folder of images")
     with _opened(path) as picture:
@@ -107,10 +116,9 @@ def _decoded(path: Path, size: tuple[int, int], crop: bool, channels: int) -> np
                 picture = picture.convert("RGBA")
                 white = image.new("RGBA", picture.size, "white")
                 picture = image.alpha_composite(white, picture)
-            picture = picture.convert("RGB" if channels == 3 else "L")
+            return picture.convert("RGB" if channels == 3 else "L")
         except Exception as error:  # decoders raise whatever their format breaks
             raise _unreadable(path, error) from error
-    return np.asarray(picture if picture.size == size[::-1] else fit(picture, size, crop))
 
 
 def _opened(path: Path):
