@@ -74,8 +74,10 @@ def cuda_library(toolkit, name):
     for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
         if (toolkit / folder / name).exists():
             return str(toolkit / folder / name)
-    sys.exit(f"fastgen: {name} is not in the CUDA toolkit at {toolkit}; set CUDA_HOME to a complete "
-             "toolkit, or FASTGEN_CUDA=0 to build without CUDA")
+    sys.exit(
+        f"fastgen: {name} is not in the CUDA toolkit at {toolkit}; set CUDA_HOME to a complete "
+        "toolkit, or FASTGEN_CUDA=0 to build without CUDA"
+    )
 
 
 def cuda_architectures():
@@ -112,10 +114,14 @@ def extension_arguments():
         return {}
     if cxx_compiler() is None:
         if BUILD == "require":
-            sys.exit("fastgen: FASTGEN_BUILD=require, and no C++ compiler was found; install g++ "
-                     "or clang++, or set CXX")
-        print("fastgen: no C++ compiler found: installing pure Python; CPU ops run the reference. "
-              "Install g++ and run the same command again for the compiled kernels.")
+            sys.exit(
+                "fastgen: FASTGEN_BUILD=require, and no C++ compiler was found; install g++ "
+                "or clang++, or set CXX"
+            )
+        print(
+            "fastgen: no C++ compiler found: installing pure Python; CPU ops run the reference. "
+            "Install g++ and run the same command again for the compiled kernels."
+        )
         return {}
     torch_or_exit()
     import pybind11
@@ -130,7 +136,9 @@ def extension_arguments():
 
         def compile_level(self, ext, level, flags):
             flags = [
-                *ext.extra_compile_args["cxx"], *KERNEL_FLAGS, *flags,
+                *ext.extra_compile_args["cxx"],
+                *KERNEL_FLAGS,
+                *flags,
                 f"-DFASTGEN_ISA_NS=isa_{level}",
             ]
             return self.compiler.compile(
@@ -151,8 +159,16 @@ def extension_arguments():
                 return []
             nvcc, toolkit = found
             names = cuda_architectures()
-            common = ["-O3", "-std=c++17", "-lineinfo", "-Icsrc", "-Xcompiler",
-                      "-fPIC,-fvisibility=hidden", "-Xptxas", "-v"]
+            common = [
+                "-O3",
+                "-std=c++17",
+                "-lineinfo",
+                "-Icsrc",
+                "-Xcompiler",
+                "-fPIC,-fvisibility=hidden",
+                "-Xptxas",
+                "-v",
+            ]
             for name in names:
                 common += gencode(name)
             folder = Path(self.build_temp, "cuda")
@@ -167,10 +183,14 @@ def extension_arguments():
             with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
                 objects = list(pool.map(compile_one, sorted(glob("csrc/cuda/*.cu"))))
             ext.extra_compile_args["cxx"] += [
-                "-DFASTGEN_WITH_CUDA", f'-DFASTGEN_CUDA_ARCHITECTURES="{" ".join(names)}"',
+                "-DFASTGEN_WITH_CUDA",
+                f'-DFASTGEN_CUDA_ARCHITECTURES="{" ".join(names)}"',
             ]
             ext.extra_link_args += [
-                cuda_library(toolkit, "libcudart_static.a"), "-ldl", "-lrt", "-lpthread",
+                cuda_library(toolkit, "libcudart_static.a"),
+                "-ldl",
+                "-lrt",
+                "-lpthread",
                 "-Wl,--exclude-libs,libcudart_static.a",
             ]
             return objects

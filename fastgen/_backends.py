@@ -46,15 +46,17 @@ class _Op:
     stem: str
     reference: callable
     triton: str | None  # "module:function" below fastgen.kernels
+    example: callable  # device -> small arguments, or None
     has_cpp: dict  # key -> whether fastgen._C registered a kernel
 
 
-def define(schema, reference, *, stem=None, triton=None, every_device=False):
+def define(schema, reference, *, stem=None, triton=None, example=None, every_device=False):
     """Defines `fastgen::<schema>` with its reference kernel and, on CUDA, its Triton kernel.
 
     `triton` names the launcher as "module:function" below fastgen.kernels; it is imported when
-    first used. `stem` is the public op a helper op (such as a backward) belongs to. A helper that
-    does no arithmetic has one kernel for every device and backend (`every_device`).
+    first used. `stem` is the public op a helper op (such as a backward) belongs to. `example(device)`
+    makes small arguments for the self-test of `fastgen info`. A helper that does no arithmetic has
+    one kernel for every device and backend (`every_device`).
     """
     name = schema[: schema.index("(")]
     _library.define(schema)
@@ -65,7 +67,7 @@ def define(schema, reference, *, stem=None, triton=None, every_device=False):
         key: torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{name}", key)
         for key in _KEYS
     }
-    op = _ops[name] = _Op(stem or name, reference, triton, has_cpp)
+    op = _ops[name] = _Op(stem or name, reference, triton, example, has_cpp)
     _library.impl(name, _announced_reference(name, reference), "CompositeExplicitAutograd")
     if triton is not None and not has_cpp["CUDA"] and _triton_installed():
         _library.impl(name, _launcher(op), "CUDA")
@@ -182,6 +184,23 @@ def _serving(op, key):
         return _natural(op, key)
     name = _forced[-1]
     return None if _unavailable(op, name, key) else name
+
+
+def self_test(name, device):
+    """The largest difference between op `name` and its reference, relative to the largest value,
+    on its example arguments."""
+    arguments = _ops[name].example(device)
+    got = getattr(torch.ops.fastgen, name)(*arguments)
+    want = _ops[name].reference(*arguments)
+    pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+    return max(
+        ((g - w).abs().max() / w.abs().max().clamp_min(1)).item() for g, w in pairs if w.numel()
+    )
+
+
+def self_tested():
+    """The names of the ops that have example arguments."""
+    return sorted(name for name, op in _ops.items() if op.example is not None)
 
 
 def stems():

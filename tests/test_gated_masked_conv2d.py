@@ -41,8 +41,10 @@ def plain(x, weight, bias, condition):
 def test_values_and_gradients_are_as_exact_as_plain_torch(dtype, condition, channels_last, used):
     inputs = sample(condition, dtype)
     if channels_last:
-        inputs = [t.to(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
-                  for t in inputs]
+        inputs = [
+            t.to(memory_format=torch.channels_last) if t is not None and t.dim() == 4 else t
+            for t in inputs
+        ]
     grads = [torch.randn(2, 3, 6, 7).to(dtype), torch.randn(2, 6, 6, 7).to(dtype)]
 
     def run(f, to):

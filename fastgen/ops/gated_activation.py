@@ -8,10 +8,21 @@ from fastgen.ops import _checks
 from fastgen.reference import gated_activation as reference
 from fastgen.reference.memory_format import empty_in_format_of
 
+
+def _example(device):
+    return torch.linspace(-3, 3, 480, device=device).reshape(2, 8, 5, 6), None
+
+
+def _example_backward(device):
+    x, _ = _example(device)
+    return x[:, :4].contiguous(), x, x[:, :, 0, 0].contiguous(), True
+
+
 OP = _backends.define(
     "gated_activation(Tensor x, Tensor? condition) -> Tensor",
     reference.gated_activation,
     triton="gated_activation:gated_activation",
+    example=_example,
 )
 BACKWARD = _backends.define(
     "gated_activation_backward(Tensor grad, Tensor x, Tensor? condition, bool needs_condition)"
@@ -19,6 +30,7 @@ BACKWARD = _backends.define(
     reference.gated_activation_backward,
     stem="gated_activation",
     triton="gated_activation:gated_activation_backward",
+    example=_example_backward,
 )
 
 
@@ -111,8 +123,10 @@ torch.library.register_autograd("fastgen::gated_activation", _backward, setup_co
 
 def second_derivatives(v, grad, x, condition):
     """For <v, backward(grad, x, condition)>: its gradients by grad and by x."""
-    spread = None if condition is None else condition.reshape(
-        condition.shape + (1,) * (x.dim() - condition.dim())
+    spread = (
+        None
+        if condition is None
+        else condition.reshape(condition.shape + (1,) * (x.dim() - condition.dim()))
     )
     a, b = (x if spread is None else x + spread).chunk(2, dim=1)
     va, vb = v.chunk(2, dim=1)

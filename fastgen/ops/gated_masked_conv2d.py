@@ -9,11 +9,18 @@ from fastgen.ops import masked_conv2d as convolution
 from fastgen.reference import gated_masked_conv2d as reference
 from fastgen.reference.memory_format import empty_in_format_of
 
+
+def _example(device):
+    x, weight, bias, *plan = convolution._example(device)
+    return x, weight, bias, bias.expand(2, -1), *plan
+
+
 OP = _backends.define(
     "gated_masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? condition, Tensor taps,"
     " Tensor partial, int[2] dilation) -> (Tensor, Tensor)",
     reference.gated_masked_conv2d,
     triton="gated_masked_conv2d:gated_masked_conv2d",
+    example=_example,
 )
 BACKWARD = _backends.define(
     "gated_masked_conv2d_backward(Tensor grad_y, Tensor? grad_pre, Tensor pre, Tensor? condition,"
@@ -61,7 +68,7 @@ def gated_masked_conv2d(
             f"{weight.shape[0]}; give two for each channel of y"
         )
     if condition is not None:
-        shape = convolution.output_shape(x, weight)
+        shape = (x.shape[0], weight.shape[0], *x.shape[2:])
         condition = gate.checked_condition(name, condition, x, shape)
     taps, partial = convolution.plan_tensors(mask, weight)
     dilation = convolution.checked_dilation(name, dilation)

@@ -9,11 +9,33 @@ from fastgen.ops import _checks
 from fastgen.reference import masked_conv2d as reference
 from fastgen.reference.memory_format import empty_in_format_of
 
+
+def _example(device):
+    x = torch.linspace(-1, 1, 360, device=device).reshape(2, 6, 5, 6)
+    weight = torch.linspace(1, -1, 648, device=device).reshape(12, 6, 3, 3)
+    colour = torch.ones(12, 6, 3, 3)
+    colour[:6, 3:] = 0
+    return (
+        x,
+        weight,
+        weight[:, 0, 0, 0].contiguous(),
+        *TapPlan(colour, weight.shape).on(x.device),
+        [1, 1],
+    )
+
+
+def _example_backward(device):
+    x, weight, _, taps, partial, dilation = _example(device)
+    grad = torch.linspace(2, -1, 720, device=device).reshape(2, 12, 5, 6)
+    return grad, x, weight, taps, partial, dilation, [True, True, True]
+
+
 OP = _backends.define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor taps, Tensor partial,"
     " int[2] dilation) -> Tensor",
     reference.masked_conv2d,
     triton="masked_conv2d:masked_conv2d",
+    example=_example,
 )
 BACKWARD = _backends.define(
     "masked_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor taps, Tensor partial,"
@@ -21,6 +43,7 @@ BACKWARD = _backends.define(
     reference.masked_conv2d_backward,
     stem="masked_conv2d",
     triton="masked_conv2d:masked_conv2d_backward",
+    example=_example_backward,
 )
 PLAN = _backends.define(
     "masked_conv2d_plan(Tensor mask, Tensor weight) -> (Tensor, Tensor)",
