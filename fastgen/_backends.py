@@ -54,9 +54,9 @@ def define(schema, reference, *, stem=None, triton=None, example=None, every_dev
     """Defines `fastgen::<schema>` with its reference kernel and, on CUDA, its Triton kernel.
 
     `triton` names the launcher as "module:function" below fastgen.kernels; it is imported when
-    first used. `stem` is the public op a helper op (such as a backward) belongs to. `example(device)`
-    makes small arguments for the self-test of `fastgen info`. A helper that does no arithmetic has
-    one kernel for every device and backend (`every_device`).
+    first used. `stem` is the public op a helper op (such as a backward) belongs to.
+    `example(device)` makes small arguments for the self-test of `fastgen info`. A helper that does
+    no arithmetic has one kernel for every device and backend (`every_device`).
     """
     name = schema[: schema.index("(")]
     _library.define(schema)

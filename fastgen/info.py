@@ -1,4 +1,4 @@
-"""`fastgen info`: what is installed, which kernels would run and why, and a two-second self-test."""
+"""`fastgen info`: what is installed, which kernels would run and why, and a short self-test."""
 
 import json as json_format
 import os
