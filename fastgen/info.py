@@ -136,7 +136,8 @@ def _lines(report):
     for row in report["self_test"]:
         error = row["error"]
         told = error if isinstance(error, str) else f"relative error {error:.1e}"
-        yield f"self-test {'ok  ' if row['passed'] else 'FAIL'} {row['op']} ({row['device']}): {told}"
+        verdict = "ok  " if row["passed"] else "FAIL"
+        yield f"self-test {verdict} {row['op']} ({row['device']}): {told}"
 
 
 def _cuda_line(cuda):

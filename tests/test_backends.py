@@ -90,7 +90,8 @@ import torch, fastgen
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for _ in range(2):
-        y = fastgen.masked_conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3), mask=torch.ones(3, 3))
+        x, weight = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3)
+        y = fastgen.masked_conv2d(x, weight, mask=torch.ones(3, 3))
 print(y.flatten().tolist(), [str(w.message) for w in caught if "reference" in str(w.message)])
 """
     result = run(code)

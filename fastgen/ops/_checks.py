@@ -8,7 +8,8 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def float_tensor(op, name, value):
     if not isinstance(value, torch.Tensor):
         raise TypeError(
-            f"fastgen.{op}: {name} must be a tensor, got {type(value).__name__}; pass a torch.Tensor"
+            f"fastgen.{op}: {name} must be a tensor, got {type(value).__name__}; "
+            "pass a torch.Tensor"
         )
     if value.dtype not in FLOATS:
         raise TypeError(
