@@ -202,6 +202,19 @@ def test_compiles_without_a_graph_break(kind):
         torch.testing.assert_close(a, b)
 
 
+@EACH
+@pytest.mark.parametrize("what", ["labels", "map"])
+def test_compiles_twice_for_all_batch_sizes(kind, what):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net = model(kind, COLOR, layers=1, **CONDITIONS[what])
+    compiled = torch.compile(net.log_prob, fullgraph=True, backend="eager")
+    for n in (4, 2, 5, 3):
+        x, condition = codes(COLOR, n), condition_for(what, COLOR, n)
+        torch.testing.assert_close(compiled(x, condition), net.log_prob(x, condition))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
 def test_the_network_runs_in_channels_last():
     net = model(GatedPixelCNN)
     inputs = []

@@ -138,10 +138,9 @@ class Autoregressive(nn.Module):
         """The condition's structure and shapes, without reading its values."""
         wanted = []
         if self.classes is not None:
-            wanted.append(("labels", (batch,), f"int64 labels ({batch},)"))
+            wanted.append(("int64 labels", (batch,)))
         if self.condition_channels is not None:
-            shape = (batch, self.condition_channels, *self.shape[1:])
-            wanted.append(("map", shape, f"a float map {shape}"))
+            wanted.append(("a float map", (batch, self.condition_channels, *self.shape[1:])))
         if not wanted:
             if condition is not None:
                 self._refuse(
@@ -151,20 +150,25 @@ class Autoregressive(nn.Module):
                     "build the model with classes= or condition_channels= to condition it",
                 )
             return
-        expected = "must be " + " and ".join(text for *_, text in wanted)
+
+        def refuse(got, remedy, error=ValueError):
+            # said only when needed: text of a symbolic batch size would break torch.compile
+            expected = " and ".join(f"{kind} {shape}" for kind, shape in wanted)
+            self._refuse("condition", f"must be {expected}", got, remedy, error)
+
         parts = condition if len(wanted) == 2 else (condition,)
         if not isinstance(parts, tuple) or len(parts) != len(wanted):
-            self._refuse("condition", expected, type(condition).__name__, "pass (labels, map)")
-        for (kind, shape, _), part in zip(wanted, parts, strict=True):
+            refuse(type(condition).__name__, "pass (labels, map)")
+        for (kind, shape), part in zip(wanted, parts, strict=True):
             if not isinstance(part, Tensor):
                 error = ValueError if part is None else TypeError
-                self._refuse("condition", expected, type(part).__name__, "pass tensors", error)
-            fits = part.dtype == torch.int64 if kind == "labels" else part.is_floating_point()
-            if not fits:
-                remedy = "convert with .long()" if kind == "labels" else "convert with .float()"
-                self._refuse("condition", expected, part.dtype, remedy, TypeError)
+                refuse(type(part).__name__, "pass a tensor", error)
+            if kind == "int64 labels" and part.dtype != torch.int64:
+                refuse(part.dtype, "convert with .long()", TypeError)
+            if kind == "a float map" and not part.is_floating_point():
+                refuse(part.dtype, "convert with .float()", TypeError)
             if tuple(part.shape) != shape:
-                self._refuse("condition", expected, tuple(part.shape), "give one per image")
+                refuse(tuple(part.shape), "give one per image")
 
     def _check_labels(self, condition):
         if self.classes is not None:

@@ -1,6 +1,7 @@
 """naive_sample: one full forward per step of the order; slow, plain, right."""
 
 import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -165,11 +166,11 @@ def _seed(seed, generator, uniforms):
     if len(given) > 1:
         _refuse("seed, generator, uniforms", "are alternatives", " and ".join(given), "keep one")
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if not _is_int(seed):
             _refuse("seed", "must be an int", repr(seed), "use 0", TypeError)
         if not -(2**63) <= seed < 2**64:
             _refuse("seed", "must fit 64 bits", seed, "use a smaller one")
-        return seed % 2**64
+        return int(seed) % 2**64
     if generator is not None and not isinstance(generator, torch.Generator):
         _refuse("generator", "must be a torch.Generator", type(generator).__name__,
                 "or pass seed=", TypeError)
@@ -192,17 +193,21 @@ def _check_call(fn, shape, likelihood, n, first_index, temperature, batch):
         if not hasattr(likelihood, name):
             _refuse("likelihood", f"must have {name!r}", type(likelihood).__name__,
                     "see fastgen.likelihoods", TypeError)
-    if isinstance(n, bool) or not isinstance(n, int):
+    if not _is_int(n):
         _refuse("n", "must be an int", repr(n), "say how many samples", TypeError)
     if n < 0:
         _refuse("n", "must not be negative", n, "0 gives an empty result")
-    if not isinstance(first_index, int) or not 0 <= first_index <= 2**64 - n:
+    if not _is_int(first_index) or not 0 <= first_index <= 2**64 - n:
         _refuse("first_index", "must be an int in 0 .. 2**64 - n", first_index, "start at 0")
     if not temperature > 0 or math.isinf(temperature):
         _refuse("temperature", "must be positive and finite", temperature,
                 "1 is the model's own distribution")
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
+    if batch is not None and (not _is_int(batch) or batch < 1):
         _refuse("batch", "must be an int >= 1", batch, "leave it out for the default")
+
+
+def _is_int(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _check_uniforms(uniforms, shape):
