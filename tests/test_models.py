@@ -215,14 +215,16 @@ def test_compiles_twice_for_all_batch_sizes(kind, what):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def test_the_network_runs_in_channels_last():
-    net = model(GatedPixelCNN)
+@EACH
+@pytest.mark.parametrize("shape", [GREY, COLOR])
+def test_the_network_runs_in_channels_last(kind, shape):
+    net = model(kind, shape, **CONDITIONS["both"])
     inputs = []
     for module in net.modules():
         if isinstance(module, MaskedConv2d):
             module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    net(codes())
-    assert len(inputs) == 3 * 4 + 2
+    net(codes(shape), condition_for("both", shape))
+    assert len(inputs) == sum(isinstance(m, MaskedConv2d) for m in net.modules())
     assert all(x.stride(1) == 1 and x.stride(3) == x.shape[1] for x in inputs)
 
 

@@ -101,13 +101,22 @@ class Autoregressive(nn.Module):
         finally:
             self.train(was_training)
 
-    def _scaled(self, codes: Tensor) -> Tensor:
-        """Codes as floats in [-1, 1], in the parameters' dtype and `memory_format`."""
+    def _inputs(self, codes: Tensor, condition):
+        """Codes as floats in [-1, 1] and the condition, checked, in the parameters' dtype and in
+        `memory_format`."""
         self._check_codes(codes)
+        self._check_condition(condition, len(codes))
+        x = self._placed(codes) * (2 / max(self.levels - 1, 1)) - 1
+        if self.condition_channels is None:
+            return x, condition
+        if self.classes is None:
+            return x, self._placed(condition)
+        return x, (condition[0], self._placed(condition[1]))
+
+    def _placed(self, x):
         dtype = next(self.parameters()).dtype
-        x = codes.to(dtype) * (2 / max(self.levels - 1, 1)) - 1
-        # says it in the strides also for one channel, where both formats would do
-        return torch.empty_like(x, memory_format=self.memory_format).copy_(x)
+        # a copy says the format in its strides even for one channel, where both formats would do
+        return torch.empty_like(x, dtype=dtype, memory_format=self.memory_format).copy_(x)
 
     def _logits(self, y: Tensor) -> Tensor:
         """(B, C * levels, H, W), colour by colour, as (B, levels, C, H, W)."""

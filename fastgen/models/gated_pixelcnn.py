@@ -75,8 +75,7 @@ class GatedPixelCNN(Autoregressive):
         self.logits = MaskedConv2d(head_channels, colors * levels, 1, "B", colors)
 
     def forward(self, codes: Tensor, condition=None) -> Tensor:
-        x = self._scaled(codes)
-        self._check_condition(condition, len(codes))
+        x, condition = self._inputs(codes, condition)
         v, h = self.first(x, x, condition)
         for block in self.blocks:
             v, h = block(v, h, condition)

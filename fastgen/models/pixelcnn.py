@@ -100,8 +100,8 @@ class PixelCNN(Autoregressive):
         )
 
     def forward(self, codes: Tensor, condition=None) -> Tensor:
-        x = self.first(self._scaled(codes))
-        self._check_condition(condition, len(codes))
+        x, condition = self._inputs(codes, condition)
+        x = self.first(x)
         for block in self.blocks:
             x = block(x, condition)
         return self._logits(self.head(x))
