@@ -1,0 +1,100 @@
+// The register tile of every matrix-product-like kernel: MR rows, each behind a pointer of its own,
+// by NV vectors of columns. Every element adds its products one by one in the order of the
+// reduction axis, whatever MR and NV are, so that results never depend on how work was split.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA_NS {
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 12;  // 24 accumulators of 32 registers
+#else
+constexpr int kTileRows = 6;  // 12 accumulators of 16 registers
+#endif
+constexpr int kTileVectors = 2;
+template <class T>
+constexpr int kTileColumns = kTileVectors* kLanes<T>;
+
+template <class T, int MR, int NV>
+struct Tile {
+  Vec<T> sum[MR][NV];
+
+  FASTGEN_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[i][v] = Vec<T>{};
+  }
+
+  FASTGEN_INLINE void start(const T* bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[i][v] = load_vector<T>(bias + v * kLanes<T>);
+  }
+
+  // sum[i] += a[i][at + n * a_step] * b[n * b_step ...], n = 0 .. count - 1
+  FASTGEN_INLINE void add(const T* const (&a)[MR], int64_t at, int64_t a_step, const T* b,
+                          int64_t b_step, int64_t count) {
+    for (; count != 0; --count, at += a_step, b += b_step) {
+      Vec<T> column[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) column[v] = load_vector<T>(b + v * kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const Vec<T> x = broadcast<T>(a[i][at]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[i][v] += x * column[v];
+      }
+    }
+  }
+
+  // The same where lanes of `mask` are all ones; other lanes keep their sum even if a is NaN. b is
+  // 0 in those lanes.
+  FASTGEN_INLINE void add_masked(const T* const (&a)[MR], int64_t at, const T* b,
+                                 const LaneMask<T>* mask, int64_t step, int64_t count) {
+    for (int64_t end = at + count; at != end; ++at, b += step, mask += step) {
+      Vec<T> column[NV];
+      BitVec<T> live[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        column[v] = load_vector<T>(b + v * kLanes<T>);
+        live[v] = load_mask<T>(mask + v * kLanes<T>);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const BitVec<T> x = (BitVec<T>)broadcast<T>(a[i][at]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[i][v] += (Vec<T>)(x & live[v]) * column[v];
+      }
+    }
+  }
+
+  // Row i goes to out[i]; the last vector may have fewer than kLanes columns.
+  FASTGEN_INLINE void store(T* const (&out)[MR], int columns) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const int left = columns - v * kLanes<T>;
+        if (v + 1 < NV || left >= kLanes<T>) {
+          store_vector<T>(sum[i][v], out[i] + v * kLanes<T>);
+        } else {
+          store_first<T>(sum[i][v], left, out[i] + v * kLanes<T>);
+        }
+      }
+  }
+};
+
+// Rows the next tile takes of `left`: full tiles, and the last two of equal height.
+FASTGEN_INLINE int next_tile_rows(int64_t left) {
+  if (left >= 2 * kTileRows || left == kTileRows) return kTileRows;
+  return static_cast<int>(left > kTileRows ? (left + 1) / 2 : left);
+}
+
+}  // namespace
+}  // namespace FASTGEN_ISA_NS
+}  // namespace fastgen
