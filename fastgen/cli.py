@@ -18,6 +18,8 @@ from pathlib import Path
 
 # what a user can mend is told in a line; anything else is a bug and shows its traceback
 _READABLE = (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError)
+# a model's arguments that the data decide, or (maps) that a folder of images cannot give
+_OF_THE_DATA = ("shape", "levels", "classes", "condition_channels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +95,7 @@ def _train(argv: Sequence[str]) -> None:
             default=argparse.SUPPRESS,
             help="give the model the labels (default: if the data has labels)",
         )
-        flags["model"] = add_flags(group, MODELS[name], skip=("shape", "levels", "classes"))
+        flags["model"] = add_flags(group, MODELS[name], skip=_OF_THE_DATA)
     given = vars(parser.parse_args(argv))
 
     if "out" not in given:
@@ -212,7 +214,7 @@ def _sample(argv: Sequence[str]) -> None:
     """draw new images from a checkpoint"""
     parser = _parser("sample", sample)
     parser.add_argument("directory", metavar="DIR", help="a folder written by `fastgen train`")
-    add_flags(parser, sample, skip=("directory",), short={"n": "-n"})
+    add_flags(parser, sample, skip=("directory",))
     given = vars(parser.parse_args(argv))
     sample(**given)
     print(f"wrote {given.get('out', 'samples.png')}")
@@ -254,7 +256,6 @@ def add_flags(
     function: Callable,
     *,
     skip: Collection[str] = (),
-    short: dict[str, str] | None = None,
 ) -> list[str]:
     """Adds a flag for each argument of `function` (or class) that a word can express, and
     returns their names. Only flags that are given appear in the parsed result."""
@@ -265,21 +266,18 @@ def add_flags(
         kind = _kind(hints.get(name))
         if name in skip or kind is None:
             continue
-        words = [f"--{name.replace('_', '-')}"]
-        words += [short[name]] if short and name in short else []
+        words = [f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}"]
         default = parameter.default
-        text = helps.get(name, "").replace("%", "%%")
-        if default not in (None, inspect.Parameter.empty) and "default" not in text:
-            shown = {True: "on", False: "off"}.get(default, default) if kind is bool else default
-            text = f"{text} (default {shown})".strip()
+        text = helps.get(name, "").rstrip(".").replace("%", "%%")
+        if default not in (None, False, inspect.Parameter.empty) and "default" not in text:
+            text = f"{text} (default {'on' if default is True else default})".strip()
         options: dict = {"default": argparse.SUPPRESS, "dest": name, "help": text}
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
+            options["action"] = argparse.BooleanOptionalAction if default else "store_true"
         elif isinstance(kind, tuple):
             options["choices"] = kind
         else:
-            options |= {"type": kind, "metavar": name.upper()[:1] if kind in (int, float) else None}
-            options["metavar"] = {int: "N", float: "X"}.get(kind, name.upper())
+            options |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, name.upper())}
         parser.add_argument(*words, **options)
         added.append(name)
     return added

@@ -121,8 +121,8 @@ def train(
     model: one of fastgen.models, or any module with `bits_per_dim(codes, condition)` and `config`.
     data: a fastgen.data.Dataset.
     out: folder for config.json, model.safetensors, resume.safetensors, log.csv and samples/.
-    minutes: time budget, evaluations included; or
-    steps: number of optimiser steps in all. Exactly one of the two.
+    minutes: time budget, evaluations included. Give this or steps.
+    steps: number of optimiser steps in all.
     batch_size: images per step.
     lr: peak learning rate, reached after 50 steps.
     schedule: cosine falls to zero at the end of the budget, constant stays.
