@@ -79,8 +79,8 @@ COLUMNS = {
 }
 NOTE = (
     "Channels-last (WaveNet: contiguous) on both sides; best: of eager and torch.compile in either "
-    "format. Values: of y. Copy: the time of copying, by one Tensor.copy_, as many bytes as forward "
-    "and backward must move, measured in the same rounds; what is above 1 lives in a cache."
+    "format. Values: of y. Copy: the time in which one Tensor.copy_ moves as many bytes as forward "
+    "and backward must, measured in the same rounds; above 1, they were still in a cache."
 )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import fastgen
 from fastgen.benchmarks import measure
-from fastgen.benchmarks.measure import FORMATS, Effort
+from fastgen.benchmarks.measure import FORMATS, Effort, Timing
 from fastgen.benchmarks.table import Row, Table
 from fastgen.nn.masked_conv2d import causal_mask, color_of_channels
 
@@ -211,24 +211,30 @@ def row(case: Case, effort: Effort, goals: dict[str, float]) -> Row:
     with measure.threads(1):
         problem = Problem(case)
         steps = problem.contestants(compiled=not effort.quick)
-        error = problem.check(steps)
-        timings, peak = measure.race_with_peak(steps, seconds=effort.seconds)
+        values = {"error": problem.check(steps), "backend": measure.backend("masked_conv2d")}
+        values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
+    return Row(values, goals, steps["fastgen channels-last"])
+
+
+def compare(timings: dict[str, Timing], peak: float | None, flops: float) -> dict[str, float]:
+    """What the columns say, of contestants named "fastgen FORMAT", "eager FORMAT", ..."""
     ms = {name: 1e3 * timing.best for name, timing in timings.items()}
     ours = {name: ms[f"fastgen {name}"] for name in FORMATS}
-    peers = {name: t for name, t in ms.items() if not name.startswith("fastgen")}
-    values = {f"over {name}": t / ours[name.split()[1]] for name, t in peers.items()}
-    in_nchw = [t for name, t in peers.items() if name.endswith("NCHW")]
-    values |= {
-        "over best NCHW": min(in_nchw) / ours["NCHW"],
+    peers = {name: t for name, t in ms.items() if name.startswith(("eager", "compiled"))}
+    values = {
+        f"over {name}": t / ours[name.split()[-1]]
+        for name, t in ms.items()
+        if not name.startswith("fastgen")
+    }
+    values |= ms | {
+        "over best NCHW": min(t for name, t in peers.items() if "NCHW" in name) / ours["NCHW"],
         "over best": min(peers.values()) / ours["channels-last"],
         "spread": timings["fastgen channels-last"].spread,
-        "error": error,
-        "backend": measure.backend("masked_conv2d"),
     }
     if peak is not None:
-        limit = 1e3 * case.flops() / peak
+        limit = 1e3 * flops / peak
         values |= {"limit": limit, "share": limit / ours["channels-last"]}
-    return Row(values | ms, goals, steps["fastgen channels-last"])
+    return values
 
 
 def threads_row(case: Case, effort: Effort) -> Row:

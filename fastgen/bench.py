@@ -14,7 +14,6 @@ import json as json_format
 import os
 import pkgutil
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -107,20 +106,16 @@ def _report(name: str, flags: dict, isa: str | None) -> dict:
     CPU level."""
     from fastgen.benchmarks import measure
 
-    if isa is None:
+    if isa is not None:
+        parts = [_measure_held(name, flags, isa)]
+    else:
         own = measure.isa()
         lower = LEVELS[: LEVELS.index(own)] if own in LEVELS else ()
-        module = importlib.import_module(f"fastgen.benchmarks.bench_{name}")
-        parts = [_measure(module, flags)]
-        parts += [
+        parts = [_measure(_module(name), flags)] + [
             _measure_held(name, flags | {"threads": 1, "full": False}, level)
-            for level in module.ALSO_AT
+            for level in _module(name).ALSO_AT
             if level in lower
         ]
-    elif _held(isa).items() <= os.environ.items():
-        parts = [_measure(importlib.import_module(f"fastgen.benchmarks.bench_{name}"), flags)]
-    else:
-        parts = [_measure_held(name, flags, isa)]
     return {"name": name, "command": _command(name, flags, isa), "parts": parts}
 
 
@@ -145,35 +140,38 @@ def _measure(module, flags: dict) -> dict:
 
 def _measure_held(name: str, flags: dict, isa: str) -> dict:
     """Measures in a process of its own: CPU levels are chosen once, when libraries load."""
+    package = str(Path(__file__).resolve().parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, **_held(isa), "PYTHONPATH": os.pathsep.join(paths)}
+    code = "import sys; from fastgen.bench import _measure_into; _measure_into(*sys.argv[1:])"
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "report.json"))
-        arguments = [*_arguments(name, flags, isa), "--json", path]
-        code = f"import sys; from fastgen.cli import main; sys.exit(main({arguments!r}))"
-        package = str(Path(__file__).resolve().parents[1])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **_held(isa), "PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run([sys.executable, "-c", code], env=environment)
+        path = Path(folder, "part.json")
+        words = [sys.executable, "-c", code, name, json_format.dumps(flags), str(path)]
+        done = subprocess.run(words, env=environment)
         if done.returncode:
             raise RuntimeError(
                 f"fastgen.bench: {name} held to {isa} failed with exit code {done.returncode}"
             )
-        return json_format.loads(Path(path).read_text("utf-8"))[0]["parts"][0]
+        return json_format.loads(path.read_text("utf-8"))
+
+
+def _measure_into(name: str, flags: str, path: str) -> None:
+    part = _measure(_module(name), json_format.loads(flags))
+    Path(path).write_text(json_format.dumps(part), "utf-8")
+
+
+def _module(name: str):
+    return importlib.import_module(f"fastgen.benchmarks.bench_{name}")
 
 
 def _held(isa: str) -> dict[str, str]:
     return {"FASTGEN_ISA": isa, **_HELD[isa]}
 
 
-def _arguments(name: str, flags: dict, isa: str | None) -> list[str]:
-    words = ["bench", name]
-    for flag in ("quick", "full"):
-        words += [f"--{flag}"] if flags[flag] else []
-    words += [] if flags["threads"] == 2 else ["--threads", str(flags["threads"])]
-    return words + (["--isa", isa] if isa else [])
-
-
 def _command(name: str, flags: dict, isa: str | None) -> str:
-    return shlex.join(["fastgen", *_arguments(name, flags, isa)])
+    words = ["fastgen", "bench", name, *(f"--{flag}" for flag in ("quick", "full") if flags[flag])]
+    words += [] if flags["threads"] == 2 else ["--threads", str(flags["threads"])]
+    return " ".join(words + (["--isa", isa] if isa else []))
 
 
 def _machine_lines(machine: dict[str, str]) -> str:
