@@ -128,9 +128,7 @@ def test_probabilities_of_all_images_add_up_to_one(kind):
     torch.manual_seed(0)
     net = kind((2, 1, 2), 3, channels=12, layers=1).double()
     every = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 1, 2)
-    torch.testing.assert_close(
-        net.log_prob(every).exp().sum(), torch.ones((), dtype=torch.float64)
-    )
+    torch.testing.assert_close(net.log_prob(every).exp().sum(), torch.ones((), dtype=torch.float64))
 
 
 @EACH

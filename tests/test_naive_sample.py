@@ -191,8 +191,13 @@ def test_a_coupled_likelihood_draws_a_pixel_at_once():
 
 def test_draws_have_the_models_distribution():
     logits = torch.tensor([0.3, -1.0, 1.2, -math.inf, 0.0], dtype=torch.float64)
-    codes = draw(lambda x: logits.view(1, -1, 1, 1, 1).expand(len(x), -1, 1, 10, 10), (1, 10, 10),
-                 200, seed=0, batch=200)
+    codes = draw(
+        lambda x: logits.view(1, -1, 1, 1, 1).expand(len(x), -1, 1, 10, 10),
+        (1, 10, 10),
+        200,
+        seed=0,
+        batch=200,
+    )
     p = torch.softmax(logits, 0)
     share = torch.bincount(codes.flatten(), minlength=LEVELS) / codes.numel()
     assert ((share - p).abs() <= 4 * (p * (1 - p) / codes.numel()).sqrt()).all()
@@ -239,8 +244,6 @@ def known(value=0, shape=SHAPE, dtype=torch.int64):
         known=torch.full(shape, value, dtype=dtype),
         known_mask=torch.ones(SHAPE, dtype=torch.bool),
     )
-
-
 
 
 @pytest.mark.parametrize(

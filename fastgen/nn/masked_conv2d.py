@@ -22,9 +22,7 @@ def causal_mask(mask_type: str, kernel_size, out_color: Tensor, in_color: Tensor
     """bool (out, in, kh, kw), True where a weight takes part; see MaskedConv2d for the types."""
     height, width = kernel_size
     row, column = height // 2, width // 2
-    mask = torch.zeros(
-        len(out_color), len(in_color), height, width, dtype=torch.bool, device="cpu"
-    )
+    mask = torch.zeros(len(out_color), len(in_color), height, width, dtype=torch.bool, device="cpu")
     if not mask_type.startswith("H"):
         mask[:, :, :row] = True
     if mask_type == "VB":
@@ -171,9 +169,7 @@ class MaskedConv2d(nn.Conv2d):
                 f"mask_type={self.mask_type!r}, colors={self.colors}, "
                 f"color_order={self.color_order!r}, got another; {self._what_fits(stored)}"
             )
-        super()._load_from_state_dict(
-            state_dict, prefix, metadata, strict, missing, extra, errors
-        )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, extra, errors)
 
     def _what_fits(self, stored):
         """The remedy for a foreign mask, found by trying every mask this layer could have."""
