@@ -13,6 +13,7 @@ from fastgen.benchmarks.measure import FORMATS, Effort
 from fastgen.benchmarks.table import Row, Table
 from fastgen.demo import NETWORK, TRAINING
 from fastgen.models import GatedPixelCNN
+from fastgen.nn import MaskedConv2d
 from fastgen.plain import plain_twin
 from fastgen.train import Likelihood
 
@@ -56,6 +57,15 @@ class Problem:
         objective = Likelihood(network, lr=1e-4, weight_decay=0.0, clip_grad=1.0)
         return lambda: objective.step(self.codes, self.labels)
 
+    def flops(self) -> float:
+        """Of all convolutions, forward and backward, on unmasked weights alone; layers of an "A"
+        type read the image, which needs no gradient."""
+        layers = [m for m in self.model.modules() if isinstance(m, MaskedConv2d)]
+        passes = [2 if layer.mask_type.endswith("A") else 3 for layer in layers]
+        weights = [int(layer.mask.sum()) for layer in layers]
+        pixels = self.codes.numel() // self.codes.shape[1]
+        return 2.0 * pixels * sum(p * w for p, w in zip(passes, weights, strict=True))
+
     def check(self, networks: dict) -> float:
         """The largest error of our loss and gradients against float64."""
 
@@ -82,6 +92,8 @@ COLUMNS = {
     },
     "over fastgen compiled": ("over fastgen compiled", "{:.2f}x"),
     "fastgen": ("ms", "{:.2f}"),
+    "limit": ("limit ms", "{:.2f}"),
+    "share": ("share of FMA peak", "{:.2f}"),
     "images": ("images/s", "{:.0f}"),
     "spread": ("spread", "{:.0%}"),
     "error": ("error", "{:.0e} ✓"),
@@ -89,7 +101,8 @@ COLUMNS = {
 }
 NOTE = (
     "A step: log-likelihood, all gradients, clipping, fused AdamW. Peers: the same network of "
-    "nn.Conv2d on weight * mask and tanh * sigmoid, likelihood included in what is compiled."
+    "nn.Conv2d on weight * mask and tanh * sigmoid, likelihood included in what is compiled. "
+    "Limit and share count the convolutions alone, on unmasked weights."
 )
 
 
@@ -99,7 +112,7 @@ def row(network: dict, batch: int, effort: Effort) -> Row:
         networks = problem.networks(compiled=not effort.quick)
         error = problem.check(networks)
         steps = {name: problem.step(network) for name, network in networks.items()}
-        timings = measure.race(steps, seconds=2 * effort.seconds)
+        timings, peak = measure.race_with_peak(steps, seconds=2 * effort.seconds)
     ms = {name: 1e3 * timing.best for name, timing in timings.items()}
     peers = [t for name, t in ms.items() if not name.startswith("fastgen")]
     values = {f"over {name}": t / ms["fastgen"] for name, t in ms.items() if name != "fastgen"}
@@ -110,6 +123,9 @@ def row(network: dict, batch: int, effort: Effort) -> Row:
         "error": error,
         "backend": measure.backend("gated_masked_conv2d", "masked_conv2d"),
     }
+    if peak is not None:
+        limit = 1e3 * problem.flops() / peak
+        values |= {"limit": limit, "share": limit / ms["fastgen"]}
     return Row(values | ms, GOALS, steps["fastgen"])
 
 
