@@ -27,7 +27,7 @@ from fastgen import _load
 from fastgen.benchmarks.table import Row, Table
 
 _SAMPLE = 2e-3  # seconds: 3000 times what reading the clock costs, short enough to miss interrupts
-_MIN_ROUNDS = 3
+_MIN_ROUNDS = 5  # or the best of a slow contestant's few samples would favour the fast ones
 _BUSY = 0.05  # share of a core, taken by others, from which a machine is not idle
 _PEAK_ITERATIONS = 200_000
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -74,12 +74,12 @@ def race(
 ) -> dict[str, Timing]:
     """Times the contestants in turns, A B C A B C, so that a drift of the machine hits all.
 
-    A turn lasts as long as one call of the slowest, and a quarter of `seconds` at most beyond
-    that; in it, a faster contestant gives many samples of at least 2 ms each.
+    A turn lasts as long as one call of the slowest, at least 20 ms (less if `seconds` are few); in
+    it, a faster contestant gives many samples of at least 2 ms each.
 
     Args:
         contestants: functions without arguments.
-        seconds: about what each contestant gets in all; never fewer than three turns.
+        seconds: about what each contestant gets in all; never fewer than five turns.
         clock: time.process_time, or time.perf_counter for several threads.
     """
     once = {name: _warmed_up(call, clock) for name, call in contestants.items()}
