@@ -1,5 +1,7 @@
 """fastgen: fast, exact kernels for classic deep generative models in PyTorch."""
 
+import importlib as _importlib
+
 from fastgen import _backends
 from fastgen._backends import backends, use_backend
 from fastgen.ops.gated_activation import gated_activation
@@ -17,3 +19,15 @@ __all__ = [
     "masked_conv2d",
     "use_backend",
 ]
+_SUBPACKAGES = ("data", "likelihoods", "models", "nn", "sampling")
+
+
+def __getattr__(name):
+    """`fastgen.nn` and its like work without an import of their own, and cost nothing unused."""
+    if name in _SUBPACKAGES:
+        return _importlib.import_module(f"fastgen.{name}")
+    raise AttributeError(f"module 'fastgen' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_SUBPACKAGES])
