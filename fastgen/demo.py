@@ -25,8 +25,9 @@ from fastgen.train import LOG, Result, train
 # Measured on 2 Zen 4 cores
 NETWORK = {"channels": 64, "layers": 4, "kernel_size": 3, "first_kernel_size": 7}
 TRAINING = {"batch_size": 16, "lr": 2e-3}
+EVALUATIONS = 16  # points of the curves
 _FOLDERS = {"fastgen": "model", "plain PyTorch": "plain"}
-_PER_CLASS = 20  # samples; the picture shows the first
+PER_CLASS = 20  # samples
 _SHOWN = 8
 
 
@@ -62,7 +63,7 @@ def main(
         for name, network in networks.items()
     }
 
-    labels = torch.arange(data.classes).repeat_interleave(_PER_CLASS)
+    labels = torch.arange(data.classes).repeat_interleave(PER_CLASS)
     began = time.perf_counter()
     device = next(model.parameters()).device
     codes = model.sample(len(labels), labels.to(device), seed=seed, progress=progress).cpu()
@@ -74,7 +75,7 @@ def main(
         "pixel marginals": marginal_bits_per_dim(data, by_class=False),
         "class marginals": marginal_bits_per_dim(data, by_class=True),
     }
-    _draw(folder, data, codes.unflatten(0, (data.classes, _PER_CLASS)), baselines, results)
+    _draw(folder, data, codes.unflatten(0, (data.classes, PER_CLASS)), baselines, results)
     _report(data, baselines, results)
     print(
         f"\n{len(codes)} digits sampled in {seconds:.1f} s. An SVC trained on the real digits, "
@@ -105,7 +106,9 @@ def _train(name: str, model, data, folder: Path, settings: dict, *, fresh: bool)
         shutil.rmtree(folder, ignore_errors=True)
     resume = (folder / checkpoint.CONFIG).exists()
     print(f"\n{name}" + (f", going on with {folder} (--fresh starts anew)" if resume else ""))
-    result = train(model, data, out=folder, resume=resume, grids=0, evaluations=20, **settings)
+    result = train(
+        model, data, out=folder, resume=resume, grids=0, evaluations=EVALUATIONS, **settings
+    )
     print(f"test bits/dim {result.test['bits_per_dim']:.3f}, {result.train_seconds:.1f} s of steps")
     return result
 

@@ -155,6 +155,7 @@ def training_curves(
     for (name, (x, y)), colour in zip(curves.items(), itertools.cycle(_COLOURS)):
         axes.plot(x, y, color=colour, linewidth=2, solid_capstyle="round", clip_on=False)
         names.append((y[-1], f"{name}  {y[-1]:.3f}", colour))
+    axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     heights = _spread([(level - low) / (high - low) for level, _, _ in names], apart=0.062)
     for height, (_, words, colour) in zip(heights, names, strict=True):
@@ -168,12 +169,18 @@ def training_curves(
 
 
 def _spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Moves heights as little as keeps neighbours `apart`, upwards."""
-    moved = list(heights)
-    order = sorted(range(len(moved)), key=moved.__getitem__)
-    for below, above in itertools.pairwise(order):
-        moved[above] = max(moved[above], moved[below] + apart)
-    return moved
+    """Moves heights as little as keeps neighbours `apart`."""
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    blocks: list[tuple[float, int]] = []  # (centre, members) of labels that touch
+    for i in order:
+        centre, count = heights[i], 1
+        while blocks and centre - blocks[-1][0] < apart * (count + blocks[-1][1]) / 2:
+            below, members = blocks.pop()
+            centre = (centre * count + below * members) / (count + members)
+            count += members
+        blocks.append((centre, count))
+    spread = [c + apart * (k - (n - 1) / 2) for c, n in blocks for k in range(n)]
+    return [spread[order.index(i)] for i in range(len(heights))]
 
 
 def _panel(images: Tensor, levels: int, scale: int, ink: str | None) -> np.ndarray:

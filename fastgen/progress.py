@@ -30,7 +30,7 @@ class Progress:
         self._blocks = " ▏▎▍▌▋▊▉█" if encoding.lower().startswith("utf") else " #"
         self._began = self._drawn = time.monotonic()
         self._first: tuple[float, int] | None = None
-        self._text = ("", "", 0.0)
+        self._text = self._written = ("", "", 0.0)
 
     def __enter__(self) -> Progress:
         return self
@@ -58,7 +58,8 @@ class Progress:
         elapsed, gained = now - self._began, fraction - self._first[0]
         parts = [f"{_spell(name)} {_round(value)}" for name, value in figures.items()]
         if images > self._first[1] and elapsed > 0:
-            parts.append(f"{_round((images - self._first[1]) / elapsed)} images/s")
+            rate = (images - self._first[1]) / elapsed
+            parts.append(f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s")
         if fraction >= 1:
             parts.append(f"took {clock(elapsed)}")
         elif gained > 0:
@@ -78,15 +79,17 @@ class Progress:
 
     def close(self) -> None:
         """Writes the last state given, whenever that was."""
-        if self.enabled and self._text[0]:
+        if not self.enabled or not self._text[0]:
+            return
+        if self._text != self._written:
             self._draw()
-            if self._is_terminal:
-                self.stream.write("\n")
+        if self._is_terminal:
+            self.stream.write("\n")
             self.stream.flush()
-            self._text = ("", "", 0.0)
+        self._text = self._written = ("", "", 0.0)
 
     def _draw(self) -> None:
-        percent, parts, fraction = self._text
+        percent, parts, fraction = self._written = self._text
         if not self._is_terminal:
             self.stream.write(f"{self.label} {percent}  {parts}\n")
         else:

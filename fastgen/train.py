@@ -383,7 +383,8 @@ class _Run:
 
     def _shown(self) -> dict[str, float]:
         train = self._means() if self.step > self.row["step"] else {}
-        return train | {f"test_{name}": value for name, value in self.test.items()}
+        last = self.objective.figures[-1]  # of the test one is enough on a line
+        return train | ({f"test_{last}": self.test[last]} if self.test else {})
 
     def _columns(self) -> list[str]:
         names = list(self.objective.figures)
