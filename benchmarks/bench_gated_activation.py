@@ -75,6 +75,7 @@ COLUMNS = {
     "copy": ("share of a copy's speed", "{:.2f}"),
     "spread": ("spread", "{:.0%}"),
     "error": ("error", "{:.0e} ✓"),
+    "eager error": ("eager's", "{:.0e}"),
     "backend": ("backend", "{}"),
 }
 NOTE = (
@@ -88,12 +89,8 @@ def row(shape, conditioned, effort: Effort) -> Row:
     with measure.threads(1):
         steps = contestants(shape, conditioned, compiled=not effort.quick)
         exact = step(plain, shape, conditioned, dtype=torch.float64)()
-        names = ("y", "gradient of x", "gradient of condition")[: len(exact)]
-        error = max(
-            measure.checked_error(steps[name](), steps["eager NCHW"](), exact, names)
-            for name in steps
-            if name.startswith("fastgen")
-        )
+        names = ("y", "gradient of x", "gradient of condition")
+        errors = measure.check_steps(steps, exact, names)
         # reads x twice and grad, writes y and the gradient of x: 8 of y's size; a copy moves 2
         source = torch.zeros(4 * math.prod(shape) // 2)
         copy = partial(torch.empty_like(source).copy_, source)
@@ -103,13 +100,12 @@ def row(shape, conditioned, effort: Effort) -> Row:
     ours = ms[f"fastgen {words}"]
     peers = {name: t for name, t in ms.items() if name.startswith(("eager", "compiled"))}
     values = {f"over {name.split()[0]}": t / ours for name, t in peers.items() if words in name}
-    values |= {
+    values |= errors | {
         "over best": min(peers.values()) / ours,
         "ms": ours,
         "values": math.prod(shape) / 2 / ours / 1e3,
         "copy": ms["copy"] / ours,
         "spread": timings[f"fastgen {words}"].spread,
-        "error": error,
         "backend": measure.backend("gated_activation"),
     }
     return Row(values | ms, {"over best": 1.0}, steps[f"fastgen {words}"])

@@ -27,7 +27,6 @@ LAYERS = {
 }
 ALSO_AT = ("avx2",)
 STEMS = ("gated_masked_conv2d", "masked_conv2d")  # the first leaves the convolution to the second
-_NAMES = ("y", "pre", "gradient of weight", "of bias", "of condition", "of x")
 
 
 class Problem:
@@ -94,14 +93,10 @@ class Problem:
             }
         return steps
 
-    def check(self, steps: dict[str, Callable]) -> float:
+    def check(self, steps: dict[str, Callable]) -> dict[str, float]:
         exact = self.step(self.plain(self.mask.double()), dtype=torch.float64)()
-        plain = steps["eager NCHW"]()
-        return max(
-            measure.checked_error(steps[name](), plain, exact, _NAMES[: len(exact)])
-            for name in steps
-            if name.startswith(("fastgen", "two ops"))
-        )
+        names = ("y", "pre", *(f"gradient of {n}" for n in ("weight", "bias", "condition", "x")))
+        return measure.check_steps(steps, exact, names)
 
 
 COLUMNS = {
@@ -114,6 +109,7 @@ COLUMNS = {
     "limit": ("limit ms", "{:.3f}"),
     "spread": ("spread", "{:.0%}"),
     "error": ("error", "{:.0e} ✓"),
+    "eager error": ("eager's", "{:.0e}"),
     "backend": ("backend", "{}"),
 }
 NOTE = (
@@ -127,7 +123,7 @@ def row(case: Case, effort: Effort) -> Row:
     with measure.threads(1):
         problem = Problem(case)
         steps = problem.contestants(compiled=not effort.quick)
-        values = {"error": problem.check(steps), "backend": measure.backend(*STEMS)}
+        values = {**problem.check(steps), "backend": measure.backend(*STEMS)}
         values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
     return Row(values, {"over best": 1.0}, steps["fastgen channels-last"])
 

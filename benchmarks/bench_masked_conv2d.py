@@ -175,15 +175,10 @@ class Problem:
                 steps[f"compiled {name}"] = self.step(compiled_plain, memory_format)
         return steps
 
-    def check(self, steps: dict[str, Callable]) -> float:
-        """The largest error of our results against float64, once it is small enough."""
+    def check(self, steps: dict[str, Callable]) -> dict[str, float]:
         exact = self.step(self.plain(self.mask.double()), dtype=torch.float64)()
-        names = ("y", "gradient of weight", "gradient of bias", "gradient of x")[: len(exact)]
-        plain = steps["eager NCHW"]()
-        return max(
-            measure.checked_error(steps[f"fastgen {name}"](), plain, exact, names)
-            for name in FORMATS
-        )
+        names = ("y", "gradient of weight", "gradient of bias", "gradient of x")
+        return measure.check_steps(steps, exact, names)
 
 
 COLUMNS = {
@@ -196,6 +191,7 @@ COLUMNS = {
     "limit": ("limit ms", "{:.3f}"),
     "spread": ("spread", "{:.0%}"),
     "error": ("error", "{:.0e} ✓"),
+    "eager error": ("eager's", "{:.0e}"),
     "backend": ("backend", "{}"),
 }
 NOTE = (
@@ -211,7 +207,7 @@ def row(case: Case, effort: Effort, goals: dict[str, float]) -> Row:
     with measure.threads(1):
         problem = Problem(case)
         steps = problem.contestants(compiled=not effort.quick)
-        values = {"error": problem.check(steps), "backend": measure.backend("masked_conv2d")}
+        values = {**problem.check(steps), "backend": measure.backend("masked_conv2d")}
         values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
     return Row(values, goals, steps["fastgen channels-last"])
 

@@ -14,11 +14,13 @@ class Row:
     values: column key -> number, word or None.
     goals: column key -> least value aimed at.
     step: the function the row is about, for whoever wants to time it again.
+    wrong: what is wrong with the results; such a row has no figures.
     """
 
     values: dict[str, float | str | None]
     goals: dict[str, float] = field(default_factory=dict)
     step: Callable[[], object] | None = None
+    wrong: str | None = None
 
     @property
     def missed(self) -> list[str]:
@@ -51,6 +53,8 @@ class Table:
 
     def line(self, name: str, row: Row) -> str:
         """The line of one measured case."""
+        if row.wrong is not None:
+            return f"| {name.ljust(self._widths()[0])} | WRONG: {row.wrong} |"
         return self._line(name, [self._cell(row, key) for key in self.columns])
 
     def report(self, rows: dict[str, Row]) -> dict:
@@ -60,7 +64,7 @@ class Table:
             "note": self.note,
             "markdown": self.heading() + [self.line(name, row) for name, row in rows.items()],
             "rows": [
-                {"case": name, "values": row.values, "goals": row.goals}
+                {"case": name, "values": row.values, "goals": row.goals, "wrong": row.wrong}
                 for name, row in rows.items()
             ],
         }

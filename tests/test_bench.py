@@ -44,9 +44,10 @@ def test_the_peak_is_measured_in_the_same_race():
 def test_a_wrong_result_has_no_speed():
     exact = torch.ones(3, dtype=torch.float64)
     good, bad = exact.float(), exact.float() + 1e-3
-    assert measure.checked_error([good], [good], [exact], ["y"]) == 0
+    errors = measure.checked_errors([[good]], [[good]], [exact], ["y"])
+    assert errors == {"error": 0, "eager error": 0}
     with pytest.raises(AssertionError, match="gradient of x is 0.001 off"):
-        measure.checked_error([bad], [good], [exact], ["gradient of x"])
+        measure.checked_errors([[good], [bad]], [[good]], [exact], ["gradient of x"])
 
 
 def test_a_goal_is_reached_only_by_the_unrounded_figure():
@@ -104,6 +105,18 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     assert report["parts"][0]["tables"][0]["rows"][0]["values"]["ratio"] == 2.0
     (markdown,) = tmp_path.glob("masked_conv2d-*.md")
     assert line in markdown.read_text()
+
+
+def test_a_wrong_row_is_told_and_fails_the_command(monkeypatch, capsys):
+    def measured():
+        raise AssertionError("y is 0.1 off float64")
+
+    cases = {"bad": measured, "good": lambda: Row({"ratio": 2.0})}
+    monkeypatch.setattr(bench_masked_conv2d, "tables", lambda effort: iter([table_of(cases)]))
+    monkeypatch.setattr(bench_masked_conv2d, "ALSO_AT", ())
+    assert bench.main(["masked_conv2d"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG: y is 0.1 off float64" in out and "2.00x" in out
 
 
 def test_no_name_lists_the_benchmarks(capsys):
