@@ -11,8 +11,8 @@ from torch._prims_common import suggest_memory_format
 
 from ._portable import OPTIONS, accumulation_dtype, load, needs_int64, on_device_of, rounded
 
-# (long side, short side) of a tile of 2048 elements: eight 16-byte accesses for each of 128 threads
-# in bfloat16, and a row of 64 in one piece.
+# (long side, short side) of a tile: 2048 elements, for each of 128 threads two 16-byte accesses in
+# bfloat16.
 SMALL, LARGE = (64, 32), (512, 4)
 
 
@@ -138,11 +138,11 @@ def gated_activation(x, condition):
     if y.numel() == 0:
         return y
     xs, qs, ys = _flat(x), _flat(condition), _flat(y)
-    grid, blocks = _grid(ys)
+    grid, tile = _grid(ys)
     with on_device_of(x):
         _gated_activation_kernel[grid](
             xs, qs, ys, *ys.shape[1:], *_strides(xs), *_strides(qs), *_strides(ys),
-            HAS_CONDITION=qs is not None, WIDE=needs_int64(xs, qs, ys), **blocks, **OPTIONS,
+            HAS_CONDITION=qs is not None, WIDE=needs_int64(xs, qs, ys), **tile, **OPTIONS,
         )  # fmt: skip
     return y
 
@@ -156,8 +156,8 @@ def gated_activation_backward(grad, x, condition, needs_condition, extra=None):
     if grad.numel() == 0:
         return grad_x, x.new_zeros(x.shape[:2] if needs_condition else (0,))
     gs, es, xs, qs, outs = map(_flat, (grad, extra, x, condition, grad_x))
-    grid, blocks = _grid(gs)
-    tiles = triton.cdiv(gs.shape[2], blocks["BLOCK_P"])
+    grid, tile = _grid(gs)
+    tiles = triton.cdiv(gs.shape[2], tile["BLOCK_P"])
     sums = None
     if needs_condition:
         sums = x.new_empty(x.shape[0], tiles, x.shape[1], dtype=accumulation_dtype(x))
@@ -166,7 +166,7 @@ def gated_activation_backward(grad, x, condition, needs_condition, extra=None):
             gs, es, xs, qs, outs, sums, *gs.shape[1:],
             *_strides(gs), *_strides(es), *_strides(xs), *_strides(qs), *_strides(outs),
             HAS_CONDITION=qs is not None, HAS_EXTRA=es is not None, HAS_SUMS=needs_condition,
-            WIDE=needs_int64(gs, es, xs, qs, outs, sums), **blocks, **OPTIONS,
+            WIDE=needs_int64(gs, es, xs, qs, outs, sums), **tile, **OPTIONS,
         )  # fmt: skip
     return grad_x, sums.sum(1).to(x.dtype) if needs_condition else x.new_empty(0)
 
@@ -198,4 +198,6 @@ def _grid(tensor):
     else:
         block_p, block_c = LARGE if pixels > SMALL[0] else SMALL
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
-    return (programs,), {"BLOCK_C": block_c, "BLOCK_P": block_p}
+    # a float64 takes two registers
+    num_warps = 8 if tensor.dtype == torch.float64 else 4
+    return (programs,), {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": num_warps}

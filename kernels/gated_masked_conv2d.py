@@ -8,17 +8,16 @@ the accumulators, before `pre` is rounded to the dtype.
 import triton
 import triton.language as tl
 
-from ._portable import OPTIONS, load, needs_int64, on_device_of, rounded, tuned
+from ._portable import load, needs_int64, on_device_of, rounded, tuned
 from .gated_activation import gate, gated_activation_backward
 from .masked_conv2d import (
-    TILES,
     channels_inner,
     empty_in_format_of,
-    fitting,
     image_row_column,
     program_tile,
     shared_arguments,
     sum_of_taps,
+    tiles_of,
 )
 
 
@@ -28,7 +27,7 @@ def _gated_masked_conv2d_kernel(
     x_n, x_c, x_h, x_w, w_o, w_i, w_h, w_w, m_p, m_o, m_i, r_n, r_c, r_h, r_w, step_h, step_w,
     q_n, q_c, q_h, q_w, y_n, y_c, y_h, y_w,
     KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_CONDITION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_CONDITION: tl.constexpr, HAS_PARTIAL: tl.constexpr,
     FEW: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +37,7 @@ def _gated_masked_conv2d_kernel(
         x, weight, taps, partial, p, column % 2 * channels + column // 2, column < outputs,
         positions, height, width, inputs,
         x_n, x_c, x_h, x_w, w_o, w_i, w_h, w_w, m_p, m_o, m_i, step_h, step_w,
-        KH, KW, ROWS, FEW, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I,
+        KH, KW, ROWS, HAS_PARTIAL, FEW, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I,
     )  # fmt: skip
     a, b = tl.split(tl.reshape(acc, (BLOCK_P, BLOCK_O // 2, 2)))
     block = tl.program_id(0) % tl.cdiv(outputs, BLOCK_O)
@@ -67,10 +66,10 @@ def gated_masked_conv2d(x, weight, bias, condition, taps, partial, dilation):
     y = empty_in_format_of(pre, (x.shape[0], weight.shape[0] // 2, *x.shape[2:]))
     if y.numel() == 0:
         return y, pre
-    weight = channels_inner(weight)
+    weight, bias = channels_inner(weight), None if bias is None else bias.contiguous()
     sizes, named = shared_arguments(x, weight, taps, partial, pre, dilation)
     positions, outputs = sizes[0], weight.shape[0]
-    tiles = fitting(TILES[x.element_size()], outputs, weight.shape[1])
+    tiles = tiles_of(x, weight, named["HAS_PARTIAL"])
 
     def grid(tile):
         blocks = triton.cdiv(positions, tile["BLOCK_P"]), triton.cdiv(outputs, tile["BLOCK_O"])

@@ -26,8 +26,8 @@ from ._portable import (
     tuned,
 )
 
-# Inputs with fewer channels share each step of the sum between taps.
-FEW_CHANNELS = 16
+# Inputs with fewer channels share each step of the sum between taps: 32 (tap, channel) pairs.
+FEW_CHANNELS, FEW_COLUMNS = 16, 32
 # Parts of the weight gradient's sum: enough for this many programs, each of at least these
 # positions. Constants, so that the same sum has the same order on every device.
 GRADIENT_PROGRAMS, GRADIENT_POSITIONS = 1024, 512
@@ -37,28 +37,48 @@ PARTIAL_BLOCK = tl.constexpr(16)
 
 def _tiles(*rows):
     return tuple(
-        triton.Config({"BLOCK_P": p, "BLOCK_O": o, "BLOCK_I": i}, num_warps=w, num_stages=s)
-        for p, o, i, w, s in rows
+        triton.Config(
+            {"BLOCK_P": p, "BLOCK_O": o, "BLOCK_I": i},
+            num_warps=w,
+            num_stages=s,
+            maxnreg=registers[0] if registers else None,
+        )
+        for p, o, i, w, s, *registers in rows
     )
 
 
-# By element size: (positions, output channels, input channels, warps, stages) of a tile. Not yet
-# measured on hardware; chosen to fill registers without spilling (tests/triton/resources.json).
+# By element size: (positions, output channels, input channels, warps, stages) of a tile, and a
+# bound on registers where ptxas would rather spill than pass 128. Not yet measured on hardware;
+# chosen to fill the registers and not spill (tests/triton/resources.json).
 TILES = {
     2: _tiles(
         (128, 128, 64, 8, 3),
-        (64, 128, 64, 4, 3),
+        (64, 128, 64, 8, 3),
         (128, 64, 64, 4, 4),
+        (128, 64, 64, 8, 4),
         (64, 64, 64, 4, 4),
-        (128, 128, 32, 8, 4),
-        (128, 64, 32, 4, 4),
+        (128, 64, 32, 8, 4),
         (64, 64, 32, 4, 4),
-        (128, 32, 64, 4, 4),
         (128, 32, 32, 4, 4),
     ),
-    4: _tiles((128, 64, 32, 8, 3), (64, 64, 32, 8, 3), (64, 32, 32, 4, 3)),
-    8: _tiles((32, 32, 16, 4, 2)),
+    4: _tiles((128, 64, 16, 8, 3, 168), (64, 64, 16, 8, 3), (64, 32, 16, 4, 3)),
+    8: _tiles((32, 32, 16, 4, 2, 168)),
 }
+# With partial taps: their masks take the place of accumulators.
+PARTIAL_TILES = {
+    2: _tiles(
+        (64, 128, 64, 8, 3),
+        (128, 64, 64, 8, 4),
+        (64, 64, 64, 4, 4),
+        (128, 64, 32, 8, 4),
+        (64, 64, 32, 4, 4),
+        (128, 32, 32, 4, 4),
+    ),
+    4: _tiles((64, 64, 16, 8, 3, 168), (64, 32, 16, 4, 3, 168)),
+    8: _tiles((32, 32, 16, 4, 2, 168)),
+}
+# (positions of one step, output channels, input channels, ...). The step is the same for all tiles
+# of one dtype, because it shapes the sum.
 GRADIENT_TILES = {
     2: _tiles(
         (64, 128, 128, 8, 3),
@@ -107,14 +127,17 @@ def leading_full_taps(taps, ROWS: tl.constexpr):
 
 
 @triton.jit
-def program_tile(positions, outputs, WIDE: tl.constexpr, P: tl.constexpr, O: tl.constexpr):
+def program_tile(
+    positions, outputs, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr
+):
     """This program's positions and output channels. Neighbours share positions, so that x is read
     from memory once and from the L2 cache afterwards."""
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
-    blocks = tl.cdiv(outputs, O)
-    return (program // blocks) * P + tl.arange(0, P), (program % blocks) * O + tl.arange(0, O)
+    blocks = tl.cdiv(outputs, BLOCK_O)
+    p = (program // blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    return p, (program % blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
 
 
 @triton.jit
@@ -122,7 +145,7 @@ def sum_of_taps(
     x, weight, taps, partial, p, o, has_o, positions, height, width, inputs,
     x_n, x_c, x_h, x_w, w_o, w_i, w_h, w_w, m_p, m_o, m_i, step_h, step_w,
     KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr,
-    FEW: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PARTIAL: tl.constexpr, FEW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK_P, BLOCK_O): the convolution at positions p, output channels o, before the bias."""
@@ -170,7 +193,7 @@ def sum_of_taps(
 
     # From the first partial tap on. A product takes every pair of the tile, so masked weights
     # become 0, and what is not finite is left out and added pair by pair: 0 * nan is nan.
-    for t in range(full, total):
+    for t in range(full, total if HAS_PARTIAL else full):
         tap = taps + 3 * t + 3
         ky, kx, index = tl.load(tap), tl.load(tap + 1), tl.load(tap + 2)
         dh, dw = (ky - KH // 2) * step_h, (kx - KW // 2) * step_w
@@ -198,13 +221,13 @@ def sum_of_taps(
             bad = tl.max(tl.max((~a_is_finite).to(tl.int32), 1), 0)
             bad += tl.max(tl.max((~b_is_finite).to(tl.int32), 1), 0)
             if bad > 0:
-                for c in range(start, min(start + PARTIAL_BLOCK, inputs)):
-                    allowed_c = tl.load(at_m + c * m_i, mask=reads_mask, other=1) != 0
-                    a_c = load(at_x + c * x_c, inside)
-                    b_c = load(at_w + c * w_i, has_o & allowed_c)
-                    is_bad = ~(is_finite(a_c)[:, None] & is_finite(b_c)[None, :])
-                    product = a_c.to(acc_dtype)[:, None] * b_c.to(acc_dtype)[None, :]
-                    acc += tl.where(is_bad & allowed_c[None, :], product, 0.0)
+                for k in range(0, PARTIAL_BLOCK):
+                    is_k = tl.arange(0, PARTIAL_BLOCK) == k
+                    a_k = tl.sum(tl.where(is_k[None, :], a.to(acc_dtype), 0.0), 1)[:, None]
+                    b_k = tl.sum(tl.where(is_k[:, None], b.to(acc_dtype), 0.0), 0)[None, :]
+                    allowed_k = tl.max((allowed & is_k[:, None]).to(tl.int32), 0)[None, :] > 0
+                    product = a_k * b_k
+                    acc += tl.where(allowed_k & ~is_finite(product), product, 0.0)
     return acc
 
 
@@ -213,7 +236,8 @@ def _masked_conv2d_kernel(
     x, weight, bias, y, taps, partial, positions, height, width, inputs, outputs,
     x_n, x_c, x_h, x_w, w_o, w_i, w_h, w_w, m_p, m_o, m_i, y_n, y_c, y_h, y_w, step_h, step_w,
     KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FEW: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_PARTIAL: tl.constexpr,
+    FEW: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     p, o = program_tile(positions, outputs, WIDE, BLOCK_P, BLOCK_O)
@@ -221,7 +245,7 @@ def _masked_conv2d_kernel(
     acc = sum_of_taps(
         x, weight, taps, partial, p, o, has_o, positions, height, width, inputs,
         x_n, x_c, x_h, x_w, w_o, w_i, w_h, w_w, m_p, m_o, m_i, step_h, step_w,
-        KH, KW, ROWS, FEW, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I,
+        KH, KW, ROWS, HAS_PARTIAL, FEW, PRECISION, BLOCK_P, BLOCK_O, BLOCK_I,
     )  # fmt: skip
     if HAS_BIAS:
         acc += load(bias + o, has_o).to(acc.dtype)[None, :]
@@ -285,16 +309,16 @@ def _weight_gradient_kernel(
 @triton.jit
 def _sum_parts_kernel(
     sums, grad_weight, taps, partial, inputs, outputs,
-    w_o, w_i, w_h, w_w, m_p, m_o, m_i,
-    SLOTS: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    slots, parts, w_o, w_i, w_h, w_w, m_p, m_o, m_i,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts in order and writes the unmasked weights; the others stay 0."""
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
     at = program * BLOCK + tl.arange(0, BLOCK)
-    size = outputs * SLOTS * inputs
-    i, t, o = at % inputs, (at // inputs) % SLOTS, at // (inputs * SLOTS)
+    size = outputs * slots * inputs
+    i, t, o = at % inputs, (at // inputs) % slots, at // (inputs * slots)
     live = (at < size) & (t < tl.load(taps))
     tap = taps + 3 * t + 3
     ky = tl.load(tap, mask=live, other=0)
@@ -303,7 +327,7 @@ def _sum_parts_kernel(
     allowed = partial + index * m_p + o * m_o + i * m_i
     live = live & (tl.load(allowed, mask=live & (index >= 0), other=1) != 0)
     acc = tl.zeros((BLOCK,), dtype=sums.dtype.element_ty)
-    for part in range(0, PARTS):
+    for _ in range(0, parts):
         acc += tl.load(sums + at, mask=live, other=0.0)
         sums += size
     at = grad_weight + o * w_o + i * w_i + ky * w_h + kx * w_w
@@ -377,6 +401,8 @@ def shared_arguments(x, weight, taps, partial, y, dilation):
         "KH": kernel[0],
         "KW": kernel[1],
         "ROWS": triton.next_power_of_2(kernel[0] * kernel[1]),
+        # the plan's own bound: how many taps really are partial only the device knows
+        "HAS_PARTIAL": partial.shape[0] > 0,
         "FEW": inputs < FEW_CHANNELS,
         "PRECISION": precision(),
         **OPTIONS,
@@ -384,11 +410,18 @@ def shared_arguments(x, weight, taps, partial, y, dilation):
     return positional, named
 
 
+def tiles_of(x, weight, has_partial):
+    """The tiles to choose from for a convolution of x."""
+    outputs, inputs = weight.shape[:2]
+    tiles = (PARTIAL_TILES if has_partial else TILES)[x.element_size()]
+    return fitting(tiles, outputs, FEW_COLUMNS if inputs < FEW_CHANNELS else inputs)
+
+
 def _convolve(x, weight, bias, y, taps, partial, dilation):
-    weight = channels_inner(weight)
+    weight, bias = channels_inner(weight), None if bias is None else bias.contiguous()
     sizes, named = shared_arguments(x, weight, taps, partial, y, dilation)
     positions, outputs = sizes[0], weight.shape[0]
-    tiles = fitting(TILES[x.element_size()], outputs, weight.shape[1])
+    tiles = tiles_of(x, weight, named["HAS_PARTIAL"])
 
     def grid(tile):
         blocks = triton.cdiv(positions, tile["BLOCK_P"]), triton.cdiv(outputs, tile["BLOCK_O"])
@@ -411,7 +444,7 @@ def _weight_gradient(grad, x, weight, taps, partial, dilation):
     few = inputs < FEW_CHANNELS
     parts, part = _parts(positions, outputs, inputs, slots)
     sums = x.new_empty(parts, outputs, slots, inputs, dtype=accumulation_dtype(x))
-    tiles = fitting(GRADIENT_TILES[x.element_size()], outputs, inputs * slots if few else inputs)
+    tiles = fitting(GRADIENT_TILES[x.element_size()], outputs, FEW_COLUMNS if few else inputs)
 
     def grid(tile):
         o_blocks = triton.cdiv(outputs, tile["BLOCK_O"])
@@ -428,9 +461,8 @@ def _weight_gradient(grad, x, weight, taps, partial, dilation):
             FEW=few, WIDE=wide, PRECISION=precision(), **OPTIONS,
         )  # fmt: skip
         _sum_parts_kernel[(triton.cdiv(sums[0].numel(), 1024),)](
-            sums, grad_weight, taps, partial, inputs, outputs,
-            *grad_weight.stride(), *partial.stride(),
-            SLOTS=slots, PARTS=parts, WIDE=wide, BLOCK=1024, **OPTIONS,
+            sums, grad_weight, taps, partial, inputs, outputs, slots, parts,
+            *grad_weight.stride(), *partial.stride(), WIDE=wide, BLOCK=1024, **OPTIONS,
         )  # fmt: skip
     return grad_weight
 

@@ -13,6 +13,7 @@ Triton's own launcher does (an int of 1 and None are constants, multiples of 16 
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -41,7 +42,7 @@ from fastgen.kernels import masked_conv2d as conv  # noqa: E402
 ARCHITECTURES = (80, 90)
 REGISTERS = 255  # more is a spill
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
-COMPILE_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+COMPILE_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 # counted in the machine code; a row that has some must keep some
 OPCODES = {
     "HGMMA": r"\bHGMMA\b",
@@ -59,10 +60,9 @@ def empty(*shape, dtype, channels_last=True):
     return t.contiguous(memory_format=torch.channels_last) if channels_last else t
 
 
-def plan(outputs, inputs, kernel):
-    rows = kernel * kernel + 1
-    taps = torch.empty(rows, 3, dtype=torch.int32, device="meta")
-    return taps, torch.empty(1, outputs, inputs, dtype=torch.uint8, device="meta")
+def plan(outputs, inputs, kernel, partial):
+    taps = torch.empty(kernel * kernel + 1, 3, dtype=torch.int32, device="meta")
+    return taps, torch.empty(partial, outputs, inputs, dtype=torch.uint8, device="meta")
 
 
 def convolution(dtype, inputs, outputs, kernel, *, batch=16, size=32, channels_last=True):
@@ -72,17 +72,18 @@ def convolution(dtype, inputs, outputs, kernel, *, batch=16, size=32, channels_l
     return x, y, weight, torch.empty(outputs, dtype=dtype, device="meta")
 
 
-def run_convolution(*args, backward_to_x=True, **kwargs):
+def run_convolution(*args, backward_to_x=True, partial=0, **kwargs):
     x, y, weight, bias = convolution(*args, **kwargs)
-    taps = plan(*weight.shape[:3])
+    taps = plan(*weight.shape[:3], partial)
     conv.masked_conv2d(x, weight, bias, *taps, (1, 1))
     conv.masked_conv2d_backward(y, x, weight, *taps, (1, 1), (backward_to_x, True, True))
 
 
-def run_gated(*args, **kwargs):
+def run_gated(*args, partial=0, **kwargs):
     x, y, weight, bias = convolution(*args, **kwargs)
     condition = torch.empty(y.shape[:2], dtype=y.dtype, device="meta")
-    gated.gated_masked_conv2d(x, weight, bias, condition, *plan(*weight.shape[:3]), (1, 1))
+    taps = plan(*weight.shape[:3], partial)
+    gated.gated_masked_conv2d(x, weight, bias, condition, *taps, (1, 1))
 
 
 def run_gate(dtype, channels, size, channels_last):
@@ -106,22 +107,33 @@ def run_tf32():
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CASES = {
-    "bf16 128 channels": lambda: run_convolution(BF16, 128, 128, 5),
-    "bf16 64 channels": lambda: run_convolution(BF16, 64, 64, 3),
-    "bf16 32 to 256 channels": lambda: run_convolution(BF16, 32, 256, 3),
-    "bf16 32 channels": lambda: run_convolution(BF16, 32, 32, 3),
+    "bf16 128": lambda: run_convolution(BF16, 128, 128, 5),
+    "bf16 64": lambda: run_convolution(BF16, 64, 64, 3),
+    "bf16 128 and 64": lambda: run_convolution(BF16, 64, 128, 3, backward_to_x=False),
+    "bf16 32 and 64": lambda: run_convolution(BF16, 32, 64, 3, backward_to_x=False),
+    "bf16 32": lambda: run_convolution(BF16, 32, 32, 3),
     "bf16 first layer": lambda: run_convolution(BF16, 3, 64, 7, backward_to_x=False),
     "bf16 plain layout": lambda: run_convolution(BF16, 64, 64, 3, channels_last=False),
     "bf16 64-bit offsets": lambda: run_convolution(BF16, 64, 64, 3, batch=2**16, size=64),
+    "bf16 partial 96": lambda: run_convolution(BF16, 96, 96, 3, partial=1),
+    "bf16 partial 48": lambda: run_convolution(BF16, 48, 48, 3, partial=1),
+    "bf16 partial 24": lambda: run_convolution(BF16, 24, 24, 3, partial=1),
+    "bf16 partial first layer": lambda: run_convolution(
+        BF16, 3, 192, 7, partial=1, backward_to_x=False
+    ),
     "bf16 gated": lambda: run_gated(BF16, 64, 128, 3),
-    "f16 64 channels": lambda: run_convolution(F16, 64, 64, 3),
-    "f16 gated": lambda: run_gated(F16, 64, 128, 3),
-    "f32 64 channels": lambda: run_convolution(F32, 64, 64, 3),
-    "f32 32 channels": lambda: run_convolution(F32, 32, 32, 3),
+    "bf16 gated partial": lambda: run_gated(BF16, 96, 192, 3, partial=1),
+    "f16 64": lambda: run_convolution(F16, 64, 64, 3),
+    "f32 64": lambda: run_convolution(F32, 64, 64, 3),
+    "f32 32": lambda: run_convolution(F32, 32, 32, 3),
     "f32 first layer": lambda: run_convolution(F32, 3, 64, 7, backward_to_x=False),
+    "f32 partial 96": lambda: run_convolution(F32, 96, 96, 3, partial=1),
+    "f32 partial 48": lambda: run_convolution(F32, 48, 48, 3, partial=1),
+    "f32 partial 24": lambda: run_convolution(F32, 24, 24, 3, partial=1),
     "f32 gated": lambda: run_gated(F32, 64, 128, 3),
     "tf32": run_tf32,
     "f64": lambda: run_convolution(F64, 32, 32, 3),
+    "f64 partial": lambda: run_convolution(F64, 32, 32, 3, partial=1),
     "f64 gated": lambda: run_gated(F64, 32, 64, 3),
     **{
         f"{name} gate {channels}x{size} {'channels-last' if last else 'plain'}": (
@@ -178,9 +190,13 @@ def specialised(kernel, args, kwargs):
     return signature, constants, attributes
 
 
+def options_of(kwargs):
+    return {k: kwargs[k] for k in COMPILE_OPTIONS if kwargs.get(k) is not None}
+
+
 def label(kernel, case, kwargs):
     blocks = [str(kwargs[k]) for k in ("BLOCK_P", "BLOCK_O", "BLOCK_I", "BLOCK_C") if k in kwargs]
-    tail = "".join(f" {k[4:].lower()}" for k in ("HAS_CONDITION", "HAS_SUMS") if kwargs.get(k))
+    tail = "".join(f" {k[4:].lower()}" for k, v in kwargs.items() if k.startswith("HAS_") and v)
     if "num_stages" in kwargs:
         tail += f" {kwargs['num_warps']} warps {kwargs['num_stages']} stages"
     return f"{case}: {kernel.__name__.strip('_')} {'x'.join(blocks)}{tail}"
@@ -188,8 +204,8 @@ def label(kernel, case, kwargs):
 
 def measure(kernel, args, kwargs, architecture):
     source = ASTSource(kernel, *specialised(kernel, args, kwargs))
-    options = {k: kwargs[k] for k in COMPILE_OPTIONS if k in kwargs}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=options_of(kwargs))
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -222,19 +238,54 @@ def faults(row, spills, stack, limit, architecture):
             yield f"no {name} instruction, the table has {limit[name]}"
 
 
+def distinct_jobs(cases):
+    """([(name, architecture, launch)], all launches): each kernel once, however often launched.
+    The input gradient of a square layer, for one, is the forward kernel."""
+    jobs, launches, seen, names = [], [], set(), set()
+    for case, call in cases.items():
+        for launch in record(call):
+            launches.append(launch)
+            kernel, _, kwargs = launch
+            key = kernel.__name__, repr(specialised(*launch)), repr(options_of(kwargs))
+            if key in seen:
+                continue
+            seen.add(key)
+            for architecture in ARCHITECTURES:
+                name = f"sm_{architecture} {label(kernel, case, kwargs)}"
+                while name in names:
+                    name += " again"  # other strides or alignment
+                names.add(name)
+                jobs.append((name, architecture, launch))
+    return jobs, launches
+
+
+_jobs = []
+
+
+def _take(jobs):
+    _jobs[:] = jobs
+
+
+def _measure(i):
+    _, architecture, launch = _jobs[i]
+    return measure(*launch, architecture)
+
+
 def uncovered(launches):
     """Tiles no case reaches."""
+    names = ("BLOCK_P", "BLOCK_O", "BLOCK_I", "num_warps")
     used = {
-        (kernel.__name__, *(kwargs[k] for k in ("BLOCK_P", "BLOCK_O", "BLOCK_I", "num_warps")))
+        (kernel.__name__, kwargs.get("HAS_PARTIAL"), *(kwargs[k] for k in names))
         for kernel, _, kwargs in launches
         if "BLOCK_I" in kwargs
     }
-    for tiles, kernel in (
-        (conv.TILES, "_masked_conv2d_kernel"),
-        (conv.GRADIENT_TILES, "_weight_gradient_kernel"),
+    for tiles, kernel, has_partial in (
+        (conv.TILES, "_masked_conv2d_kernel", False),
+        (conv.PARTIAL_TILES, "_masked_conv2d_kernel", True),
+        (conv.GRADIENT_TILES, "_weight_gradient_kernel", None),
     ):
         for tile in sum(tiles.values(), ()):
-            key = (kernel, *tile.kwargs.values(), tile.num_warps)
+            key = (kernel, has_partial, *tile.kwargs.values(), tile.num_warps)
             if key not in used:
                 yield key
 
@@ -244,6 +295,7 @@ def main():
     parser.add_argument("--write", action="store_true", help="rewrite this Triton version's rows")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
     table = json.loads(options.table.read_text()) if options.table.exists() else {}
     limits = table.get(triton.__version__)
@@ -251,34 +303,25 @@ def main():
         known = ", ".join(table) or "none"
         print(f"{options.table.name} has rows for Triton {known}, not {triton.__version__}: "
               "checking spills and hardware limits only")  # fmt: skip
-    found, rows, launches = [], {}, []
+    selected = {name: call for name, call in CASES.items() if options.only in name}
+    jobs, launches = distinct_jobs(selected)
+    found, rows = [], {}
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache
-        for case, call in CASES.items():
-            if options.only not in case:
-                continue
-            for launch in record(call):
-                launches.append(launch)
-                kernel, args, kwargs = launch
-                for architecture in ARCHITECTURES:
-                    name = f"sm_{architecture} {label(kernel, case, kwargs)}"
-                    if name in rows:
-                        continue  # the input gradient of a square layer is the forward kernel
-                    row, spills, stack = measure(kernel, args, kwargs, architecture)
-                    rows[name] = row
-                    limit = limits.get(name) if limits and not options.write else None
-                    if limits and not options.write and limit is None:
-                        found.append(f"{name}: not in the table; run aot.py --write")
-                    found += [
-                        f"{name}: {fault}"
-                        for fault in faults(row, spills, stack, limit, architecture)
-                    ]
-                    print(name, row, f"SPILLS {spills} {stack}" if spills or stack else "",
-                          flush=True)  # fmt: skip
+        fork = multiprocessing.get_context("fork")  # kernels cannot be pickled
+        with fork.Pool(options.jobs, initializer=_take, initargs=(jobs,)) as pool:
+            results = pool.imap(_measure, range(len(jobs)))
+            for (name, architecture, _), result in zip(jobs, results, strict=True):
+                rows[name] = result[0]
+                print(name, json.dumps(result[0]), flush=True)
+                limit = limits.get(name) if limits and not options.write else None
+                if limits and not options.write and limit is None:
+                    found.append(f"{name}: not in the table; run aot.py --write")
+                found += [f"{name}: {fault}" for fault in faults(*result, limit, architecture)]
     if not options.only:
         found += [f"no case compiles {tile}" for tile in uncovered(launches)]
     if options.write:
-        table[triton.__version__] = rows
+        table[triton.__version__] = (limits or {}) | rows if options.only else rows
         options.table.write_text(json.dumps(table, indent=1) + "\n")
     print(f"Triton {triton.__version__}: {len(rows)} kernels, {len(found)} faults")
     for fault in found:
