@@ -9,6 +9,9 @@ weight_decay=..., clip_grad=...)` and has
     step(codes, condition) -> dict[str, Tensor]      one update; the figures, batch means
     evaluate(codes, condition) -> dict[str, Tensor]  the figures, batch means
 
+Of the model itself it wants `config` (its constructor's arguments), `sample(n, condition, seed=)`
+and, where a sample does not take a forward for each value, `sample_forwards`.
+
 Every random choice of step k (the images of the batch, dropout) is a function of (seed, k), so
 there is no random state to save, and a run does not depend on when it was interrupted.
 """
@@ -118,7 +121,7 @@ def train(
 ) -> Result:
     """Trains `model` on `data.train` and keeps checkpoints, a log and sample grids in `out`.
 
-    model: one of fastgen.models, or any module with `bits_per_dim(codes, condition)` and `config`.
+    model: one of fastgen.models, or any module as said above.
     data: a fastgen.data.Dataset.
     out: folder for config.json, model.safetensors, resume.safetensors, log.csv and samples/.
     minutes: time budget, evaluations included. Give this or steps.
@@ -286,6 +289,7 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self, most: int | None) -> dict[str, float]:
         count = len(self.data.test.images)
+        torch.manual_seed(_mix(self.arguments["seed"], self.step, 2))
         # evenly spaced: files often come sorted by class
         chosen = torch.linspace(0, count - 1, min(count, most or count)).long()
         self.model.eval()

@@ -140,6 +140,55 @@ def test_unlabelled_data_trains_an_unconditional_model(tmp_path):
     assert train(model, data, out=tmp_path, steps=2, **SETTINGS).steps == 2
 
 
+class Adversaries(torch.nn.Module):
+    """A model with an objective of its own: two players, two optimisers, one-shot samples."""
+
+    sample_forwards = 1
+
+    class objective:
+        figures = ("generator", "critic")
+
+        def __init__(self, model, *, lr, weight_decay, clip_grad):
+            self.model = model
+            self.optimizers = {
+                "generator": torch.optim.RMSprop([model.mean], lr=lr),
+                "critic": torch.optim.SGD([model.slope], lr=lr, momentum=0.5),
+            }
+
+        def step(self, codes, condition):
+            figures = self.evaluate(codes, condition)
+            for name, optimizer in self.optimizers.items():
+                optimizer.zero_grad()
+                figures[name].backward(retain_graph=True)
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+            return {name: value.detach() for name, value in figures.items()}
+
+        def evaluate(self, codes, condition):
+            fake = self.model.mean + torch.randn(len(codes))
+            gap = self.model.slope * (codes.float().mean() - fake.mean())
+            return {"generator": gap, "critic": self.model.slope.square() - gap}
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.slope = (torch.nn.Parameter(torch.tensor(v)) for v in (0.1, 0.5))
+        self.config = {}
+
+    def sample(self, n, condition=None, *, seed):
+        return torch.ones(n, 1, 4, 4, dtype=torch.int64)
+
+
+def test_a_model_may_bring_its_own_objective(tmp_path):
+    settings = SETTINGS | {"steps": 6, "evaluations": 2, "lr": 0.05, "grids": None}
+    train(Adversaries(), tiny_data(), out=tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        stop = interrupt_after(3)
+        train(Adversaries(), tiny_data(), out=tmp_path / "parts", after_step=stop, **settings)
+    train(Adversaries(), tiny_data(), out=tmp_path / "parts", resume=True, **settings)
+    assert_equal_bits(state_of(tmp_path / "whole")[0], state_of(tmp_path / "parts")[0])
+    assert {"train_generator", "test_critic"} <= read_log(tmp_path / "whole" / LOG)[0].keys()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
