@@ -108,7 +108,7 @@ def row(shape, conditioned, effort: Effort) -> Row:
         "spread": timings[f"fastgen {words}"].spread,
         "backend": measure.backend("gated_activation"),
     }
-    return Row(values | ms, {"over best": 1.0}, steps[f"fastgen {words}"])
+    return Row(values | ms, {"over best": 1.0}, step=steps[f"fastgen {words}"])
 
 
 def tables(effort: Effort) -> Iterator[Table]:

@@ -125,7 +125,7 @@ def row(case: Case, effort: Effort) -> Row:
         steps = problem.contestants(compiled=not effort.quick)
         values = {**problem.check(steps), "backend": measure.backend(*STEMS)}
         values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
-    return Row(values, {"over best": 1.0}, steps["fastgen channels-last"])
+    return Row(values, {"over best": 1.0}, step=steps["fastgen channels-last"])
 
 
 def tables(effort: Effort) -> Iterator[Table]:

@@ -121,7 +121,7 @@ def row(network: dict, batch: int, effort: Effort) -> Row:
     if peak is not None:
         limit = 1e3 * problem.flops() / peak
         values |= {"limit": limit, "share": limit / ms["fastgen"]}
-    return Row(values | ms, GOALS, steps["fastgen"])
+    return Row(values | ms, GOALS, step=steps["fastgen"])
 
 
 def threads_row(network: dict, batch: int, effort: Effort) -> Row:

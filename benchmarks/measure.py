@@ -173,7 +173,7 @@ def threads_row(steps: dict[str, Callable], effort: Effort, *, goal: float | Non
         if not were_others_busy():
             timings = race(calls, seconds=effort.seconds, clock=time.perf_counter)
         if were_others_busy():
-            return Row({"gain": _NOT_MEASURED}, {}, steps[ours])
+            return Row({"gain": _NOT_MEASURED}, step=steps[ours])
     best = {key: timing.best for key, timing in timings.items()}
     many = effort.threads
     values = {
@@ -185,7 +185,7 @@ def threads_row(steps: dict[str, Callable], effort: Effort, *, goal: float | Non
     values |= {
         f"over {name}": best[name, many] / best[ours, many] for name in steps if name != ours
     }
-    return Row(values, {} if goal is None else {"gain": goal}, steps[ours])
+    return Row(values, {} if goal is None else {"gain": goal}, step=steps[ours])
 
 
 def threads_table(title: str, cases: dict[str, Callable[[], Row]], effort: Effort) -> Table:

@@ -13,12 +13,14 @@ class Row:
 
     values: column key -> number, word or None.
     goals: column key -> least value aimed at.
+    bounds: column key -> most the measured limit leaves possible; said beside goals beyond it.
     step: the function the row is about, for whoever wants to time it again.
     wrong: what is wrong with the results; such a row has no figures.
     """
 
     values: dict[str, float | str | None]
     goals: dict[str, float] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
     step: Callable[[], object] | None = None
     wrong: str | None = None
 
@@ -64,7 +66,13 @@ class Table:
             "note": self.note,
             "markdown": self.heading() + [self.line(name, row) for name, row in rows.items()],
             "rows": [
-                {"case": name, "values": row.values, "goals": row.goals, "wrong": row.wrong}
+                {
+                    "case": name,
+                    "values": row.values,
+                    "goals": row.goals,
+                    "bounds": row.bounds,
+                    "wrong": row.wrong,
+                }
                 for name, row in rows.items()
             ],
         }
@@ -85,8 +93,11 @@ class Table:
         text = value if isinstance(value, str) else _formatted(self.columns[key][1], value)
         if goal is None:
             return text
-        reached = "" if isinstance(value, str) else (" ✗" if key in row.missed else " ✓")
-        return f"{text} ({goal:g}){reached}"
+        if isinstance(value, str):
+            return f"{text} ({goal:g})"
+        bound = row.bounds.get(key, math.inf)
+        limit = f", limit {bound:.1f}" if bound < goal else ""
+        return f"{text} ({goal:g}{limit}) {'✗' if key in row.missed else '✓'}"
 
 
 def _formatted(style: str, value: float) -> str:

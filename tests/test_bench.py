@@ -57,6 +57,11 @@ def test_a_goal_is_reached_only_by_the_unrounded_figure():
     assert rows["a"].missed == ["ratio"]
 
 
+def test_a_goal_beyond_the_limit_says_so():
+    row = Row({"ratio": 1.5}, {"ratio": 12}, bounds={"ratio": 2.25})
+    assert "1.50x (12, limit 2.2) ✗" in table_of({"a": None}).line("a", row)
+
+
 @pytest.mark.parametrize("case", [TINY, Case(1, 1, 2, (3, 3), (3, 3), "A")])
 def test_a_row_of_the_masked_convolution_has_every_figure(case):
     row = bench_masked_conv2d.row(case, QUICK, {"over best": 0.0})
