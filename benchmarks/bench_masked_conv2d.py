@@ -198,8 +198,8 @@ NOTE = (
     "Share, ms and spread (median over best sample) of fastgen with channels-last inputs. Limit: "
     "FLOPs on unmasked weights at the measured FMA peak. Ratios over NCHW peers are of NCHW inputs "
     "on both sides; all others of channels-last fastgen. Best: of eager and torch.compile. Error: "
-    "the largest of y and all gradients against float64, relative to the largest value. In brackets "
-    "the goal, and the ratio at the limit where that is less."
+    "the largest of y and all gradients against float64, relative to the largest value. In "
+    "brackets the goal, and the ratio at the limit where that is less."
 )
 
 
