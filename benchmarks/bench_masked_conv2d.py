@@ -259,7 +259,7 @@ def tables(effort: Effort) -> Iterator[Table]:
         {name: partial(row, case, effort, goals.get(name, {})) for name, case in LAYERS.items()},
         NOTE,
     )
-    if effort.threads > 1:
+    if effort.threads > 1 and not effort.quick:
         yield measure.threads_table(
             "masked_conv2d, forward + backward, channels-last",
             {name: partial(threads_row, case, effort) for name, case in LAYERS.items()},

@@ -140,7 +140,7 @@ def tables(effort: Effort) -> Iterator[Table]:
         return {name: partial(measure_row, *about, effort) for name, about in networks.items()}
 
     yield Table("a training step, 1 thread, CPU seconds", COLUMNS, cases(row), NOTE)
-    if effort.threads > 1:
+    if effort.threads > 1 and not effort.quick:
         title = "a training step, eager in channels-last"
         yield measure.threads_table(title, cases(threads_row), effort)
 

@@ -38,7 +38,7 @@ _CPU_NUMBERS = (("family", "cpu family"), ("model", "model"))
 class Effort:
     """What a run of a benchmark is to measure.
 
-    quick: little time a row and no torch.compile: shows that it runs, not how fast.
+    quick: little time a row, no torch.compile, one thread: shows that it runs, not how fast.
     full: also the tables that take long.
     threads: of the tables about several threads.
     """

@@ -49,7 +49,7 @@ def main(
     no figures, and makes the exit code 1.
 
     names: benchmarks to run; none lists them.
-    quick: a few seconds a table and no torch.compile: shows that it runs, not how fast.
+    quick: a few seconds a table, no torch.compile, one thread: shows that it runs, not how fast.
     full: also the tables over many shapes, which take long.
     threads: of the tables about several threads; 1 leaves them out.
     isa: hold fastgen and PyTorch to this CPU level; default is the machine's own, and after it the
