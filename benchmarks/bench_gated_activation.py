@@ -94,7 +94,7 @@ def row(shape, conditioned, effort: Effort) -> Row:
         # reads x twice and grad, writes y and the gradient of x: 8 of y's size; a copy moves 2
         source = torch.zeros(4 * math.prod(shape) // 2)
         copy = partial(torch.empty_like(source).copy_, source)
-        timings = measure.race({**steps, "copy": copy}, seconds=effort.seconds)
+        timings = measure.race({**steps, "copy": copy}, effort)
     ms = {name: 1e3 * timing.best for name, timing in timings.items()}
     words = "channels-last" if len(shape) == 4 else "NCHW"
     ours = ms[f"fastgen {words}"]

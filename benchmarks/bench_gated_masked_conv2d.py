@@ -124,7 +124,7 @@ def row(case: Case, effort: Effort) -> Row:
         problem = Problem(case)
         steps = problem.contestants(compiled=not effort.quick)
         values = {**problem.check(steps), "backend": measure.backend(*STEMS)}
-        values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
+        values |= compare(*measure.race_with_peak(steps, effort), case.flops())
     return Row(values, {"over best": 1.0}, step=steps["fastgen channels-last"])
 
 

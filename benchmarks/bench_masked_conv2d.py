@@ -209,7 +209,7 @@ def row(case: Case, effort: Effort, goals: dict[str, float]) -> Row:
         problem = Problem(case)
         steps = problem.contestants(compiled=not effort.quick)
         values = {**problem.check(steps), "backend": measure.backend("masked_conv2d")}
-        values |= compare(*measure.race_with_peak(steps, seconds=effort.seconds), case.flops())
+        values |= compare(*measure.race_with_peak(steps, effort), case.flops())
     return Row(values, goals, bounds(values), steps["fastgen channels-last"])
 
 

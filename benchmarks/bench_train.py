@@ -108,7 +108,7 @@ def row(network: dict, batch: int, effort: Effort) -> Row:
         networks = problem.networks(compiled=not effort.quick)
         errors = problem.check(networks)
         steps = {name: problem.step(network) for name, network in networks.items()}
-        timings, peak = measure.race_with_peak(steps, seconds=2 * effort.seconds)
+        timings, peak = measure.race_with_peak(steps, effort)
     ms = {name: 1e3 * timing.best for name, timing in timings.items()}
     peers = [t for name, t in ms.items() if not name.startswith("fastgen")]
     values = {f"over {name}": t / ms["fastgen"] for name, t in ms.items() if name != "fastgen"}

@@ -27,7 +27,6 @@ from fastgen import _load
 from fastgen.benchmarks.table import Row, Table
 
 _SAMPLE = 2e-3  # seconds: 3000 times what reading the clock costs, short enough to miss interrupts
-_MIN_ROUNDS = 5  # or the best of a slow contestant's few samples would favour the fast ones
 _BUSY = 0.05  # share of a core, taken by others, from which a machine is not idle
 _PEAK_ITERATIONS = 200_000
 FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -49,8 +48,14 @@ class Effort:
 
     @property
     def seconds(self) -> float:
-        """For each contestant of a row."""
+        """For each contestant of a row, about."""
         return 0.05 if self.quick else 0.6
+
+    @property
+    def rounds(self) -> int:
+        """Fewest turns of each: the best of a slow contestant's few samples would favour the fast
+        ones, which have many."""
+        return 2 if self.quick else 5
 
 
 @dataclass(frozen=True)
@@ -68,24 +73,23 @@ class Timing:
 
 def race(
     contestants: dict[str, Callable[[], object]],
-    *,
-    seconds: float,
+    effort: Effort,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Timing]:
     """Times the contestants in turns, A B C A B C, so that a drift of the machine hits all.
 
-    A turn lasts as long as one call of the slowest, at least 20 ms (less if `seconds` are few); in
-    it, a faster contestant gives many samples of at least 2 ms each.
+    A turn lasts as long as one call of the slowest, at least 20 ms (12 if quick); in it, a faster
+    contestant gives many samples of at least 2 ms each.
 
     Args:
         contestants: functions without arguments.
-        seconds: about what each contestant gets in all; never fewer than five turns.
+        effort: says how long.
         clock: time.process_time, or time.perf_counter for several threads.
     """
     once = {name: _warmed_up(call, clock) for name, call in contestants.items()}
-    turn = max(*once.values(), min(0.02, seconds / 4), _SAMPLE)
+    turn = max(*once.values(), min(0.02, effort.seconds / 4), _SAMPLE)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(max(_MIN_ROUNDS, round(seconds / turn))):
+    for _ in range(max(effort.rounds, round(effort.seconds / turn))):
         for name, call in contestants.items():
             if once[name] < turn / 4:
                 call()  # caches hold the other contestants' data
@@ -103,24 +107,23 @@ def race(
 
 
 def _warmed_up(call, clock) -> float:
-    """Seconds of a call, at least a microsecond, after the first two."""
-    call()  # compiles
+    """Seconds of the second call, at least a microsecond."""
     call()
     begin = clock()
     call()
     return max(clock() - begin, 1e-6)
 
 
-def race_with_peak(contestants, *, seconds: float) -> tuple[dict[str, Timing], float | None]:
+def race_with_peak(contestants, effort: Effort) -> tuple[dict[str, Timing], float | None]:
     """`race` of the contestants and of FMAs in registers at the CPU level in force; the second
     result is their FLOP/s, the limit, or None without the compiled extension."""
     if _load.EXTENSION is None:
-        return race(contestants, seconds=seconds), None
+        return race(contestants, effort), None
 
     def fmas():
         return _load.EXTENSION.fma_flops(_PEAK_ITERATIONS)
 
-    timings = race({**contestants, "peak": fmas}, seconds=seconds)
+    timings = race({**contestants, "peak": fmas}, effort)
     return timings, fmas() / timings.pop("peak").best
 
 
@@ -171,7 +174,7 @@ def threads_row(steps: dict[str, Callable], effort: Effort, *, goal: float | Non
     with threads(torch.get_num_threads()), watch_for_others() as were_others_busy:
         time.sleep(0.5)
         if not were_others_busy():
-            timings = race(calls, seconds=effort.seconds, clock=time.perf_counter)
+            timings = race(calls, effort, clock=time.perf_counter)
         if were_others_busy():
             return Row({"gain": _NOT_MEASURED}, step=steps[ours])
     best = {key: timing.best for key, timing in timings.items()}

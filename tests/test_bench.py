@@ -28,7 +28,7 @@ def test_a_race_takes_turns():
         "quick": lambda: order.append("quick"),
         "slow": lambda: (order.append("slow"), time.sleep(0.01)),
     }
-    timings = measure.race(contestants, seconds=0.03, clock=time.perf_counter)
+    timings = measure.race(contestants, Effort(), clock=time.perf_counter)
     turns = [a for a, b in zip(order, [*order[1:], None], strict=True) if a != b]
     assert turns == ["quick", "slow"] * (len(turns) // 2) and len(turns) >= 10
     assert timings["slow"].best >= 0.01 > timings["quick"].best > 0
@@ -36,7 +36,7 @@ def test_a_race_takes_turns():
 
 
 def test_the_peak_is_measured_in_the_same_race():
-    timings, peak = measure.race_with_peak({"nothing": lambda: None}, seconds=0.01)
+    timings, peak = measure.race_with_peak({"nothing": lambda: None}, QUICK)
     assert list(timings) == ["nothing"]
     assert peak is None if measure.isa() is None else 1e8 < peak < 1e12
 
