@@ -7,6 +7,7 @@ import os
 import torch
 import triton
 import triton.language as tl
+from torch._prims_common import suggest_memory_format
 
 INTERPRETING = tl.constexpr(bool(triton.knobs.runtime.interpret))
 TUNING = os.environ.get("FASTGEN_AUTOTUNE", "1") != "0" and not INTERPRETING.value
@@ -63,3 +64,9 @@ def needs_int64(*tensors):
 
 def accumulation_dtype(tensor):
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def empty_in_format_of(x, shape):
+    """Uninitialised, in x's dtype and memory format."""
+    memory_format = suggest_memory_format(x)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)

@@ -7,9 +7,16 @@ differ only in which of the last two strides is 1, and the tile is long on that 
 import torch
 import triton
 import triton.language as tl
-from torch._prims_common import suggest_memory_format
 
-from ._portable import OPTIONS, accumulation_dtype, load, needs_int64, on_device_of, rounded
+from ._portable import (
+    OPTIONS,
+    accumulation_dtype,
+    empty_in_format_of,
+    load,
+    needs_int64,
+    on_device_of,
+    rounded,
+)
 
 # (long side, short side) of a tile: 2048 elements, for each of 128 threads two 16-byte accesses in
 # bfloat16.
@@ -134,7 +141,7 @@ def _gated_activation_backward_kernel(
 def gated_activation(x, condition):
     """x (B, 2C, *spatial), condition None, (B, 2C) or x's shape -> (B, C, *spatial)."""
     batch, channels, *spatial = x.shape
-    y = _empty_in_format_of(x, (batch, channels // 2, *spatial))
+    y = empty_in_format_of(x, (batch, channels // 2, *spatial))
     if y.numel() == 0:
         return y
     xs, qs, ys = _flat(x), _flat(condition), _flat(y)
@@ -152,7 +159,7 @@ def gated_activation_backward(grad, x, condition, needs_condition, extra=None):
 
     `extra`, of x's shape, joins the gradient of x but not the condition's.
     """
-    grad_x = _empty_in_format_of(x, x.shape)
+    grad_x = empty_in_format_of(x, x.shape)
     if grad.numel() == 0:
         return grad_x, x.new_zeros(x.shape[:2] if needs_condition else (0,))
     gs, es, xs, qs, outs = map(_flat, (grad, extra, x, condition, grad_x))
@@ -169,11 +176,6 @@ def gated_activation_backward(grad, x, condition, needs_condition, extra=None):
             WIDE=needs_int64(gs, es, xs, qs, outs, sums), **tile, **OPTIONS,
         )  # fmt: skip
     return grad_x, sums.sum(1).to(x.dtype) if needs_condition else x.new_empty(0)
-
-
-def _empty_in_format_of(x, shape):
-    memory_format = suggest_memory_format(x)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def _flat(tensor):

@@ -8,11 +8,10 @@ the accumulators, before `pre` is rounded to the dtype.
 import triton
 import triton.language as tl
 
-from ._portable import load, needs_int64, on_device_of, rounded, tuned
+from ._portable import empty_in_format_of, load, needs_int64, on_device_of, rounded, tuned
 from .gated_activation import gate, gated_activation_backward
 from .masked_conv2d import (
     channels_inner,
-    empty_in_format_of,
     image_row_column,
     program_tile,
     shared_arguments,

@@ -14,11 +14,11 @@ accumulate in float32. Any strides are read in place; channels-last is what load
 import torch
 import triton
 import triton.language as tl
-from torch._prims_common import suggest_memory_format
 
 from ._portable import (
     OPTIONS,
     accumulation_dtype,
+    empty_in_format_of,
     load,
     needs_int64,
     on_device_of,
@@ -48,8 +48,8 @@ def _tiles(*rows):
 
 
 # By element size: (positions, output channels, input channels, warps, stages) of a tile, and a
-# bound on registers where ptxas would rather spill than pass 128. Not yet measured on hardware;
-# chosen to fill the registers and not spill (tests/triton/resources.json).
+# bound on registers where ptxas would rather spill a little than use more. Not yet measured on
+# hardware; chosen to fill the registers and not spill (tests/triton/resources.json).
 TILES = {
     2: _tiles(
         (128, 128, 64, 8, 3),
@@ -61,7 +61,7 @@ TILES = {
         (64, 64, 32, 4, 4),
         (128, 32, 32, 4, 4),
     ),
-    4: _tiles((128, 64, 16, 8, 3, 168), (64, 64, 16, 8, 3), (64, 32, 16, 4, 3)),
+    4: _tiles((64, 64, 16, 8, 3), (64, 32, 16, 4, 3)),
     8: _tiles((32, 32, 16, 4, 2, 168)),
 }
 # With partial taps: their masks take the place of accumulators.
@@ -72,9 +72,9 @@ PARTIAL_TILES = {
         (64, 64, 64, 4, 4),
         (128, 64, 32, 8, 4),
         (64, 64, 32, 4, 4),
-        (128, 32, 32, 4, 4),
+        (64, 32, 32, 4, 4, 255),
     ),
-    4: _tiles((64, 64, 16, 8, 3, 168), (64, 32, 16, 4, 3, 168)),
+    4: _tiles((64, 64, 16, 8, 3, 255), (64, 32, 16, 4, 3, 255)),
     8: _tiles((32, 32, 16, 4, 2, 168)),
 }
 # (positions of one step, output channels, input channels, ...). The step is the same for all tiles
@@ -160,15 +160,13 @@ def sum_of_taps(
 
     if FEW:
         for start in range(0, full * inputs, BLOCK_I):
-            k = start + tl.arange(0, BLOCK_I)
+            k = start + tl.arange(0, BLOCK_I).to(p.dtype)
             has_k = k < full * inputs
             tap = taps + 3 * (k // inputs) + 3
             ky = tl.load(tap, mask=has_k, other=0)
             kx = tl.load(tap + 1, mask=has_k, other=0)
             i, dh, dw = k % inputs, (ky - KH // 2) * step_h, (kx - KW // 2) * step_w
-            inside = is_inside(
-                h[:, None] + dh[None, :], w[:, None] + dw[None, :], height, width
-            )
+            inside = is_inside(h[:, None] + dh[None, :], w[:, None] + dw[None, :], height, width)
             at = i * x_c + dh * x_h + dw * x_w
             a = load(x[:, None] + at[None, :], inside & has_k[None, :])
             at = i * w_i + ky * w_h + kx * w_w
@@ -178,7 +176,7 @@ def sum_of_taps(
         blocks = tl.cdiv(inputs, BLOCK_I)
         ky, kx = tl.load(taps + 3), tl.load(taps + 4)
         for step in range(0, full * blocks):
-            i = (step % blocks) * BLOCK_I + tl.arange(0, BLOCK_I)
+            i = (step % blocks) * BLOCK_I + tl.arange(0, BLOCK_I).to(p.dtype)
             dh, dw = (ky - KH // 2) * step_h, (kx - KW // 2) * step_w
             inside = is_inside(h + dh, w + dw, height, width)
             at = i * x_c + dh * x_h + dw * x_w
@@ -204,7 +202,7 @@ def sum_of_taps(
         # a vector, because the interpreter cannot combine a scalar condition with a tile's
         reads_mask = has_o & (index + tl.zeros_like(o) >= 0)
         for start in range(0, inputs, PARTIAL_BLOCK):
-            i = start + tl.arange(0, PARTIAL_BLOCK)
+            i = start + tl.arange(0, PARTIAL_BLOCK).to(p.dtype)
             has_i = i < inputs
             pair = has_i[:, None] & has_o[None, :]
             lanes = has_i[:, None] & reads_mask[None, :]
@@ -265,9 +263,12 @@ def _weight_gradient_kernel(
 ):  # fmt: skip
     """sums[part, out, tap of the plan, in]: the gradient of one part of the positions."""
     total = tl.load(taps)
+    program, slot = tl.program_id(0), tl.program_id(1)
+    if WIDE:
+        program, slot = program.to(tl.int64), slot.to(tl.int64)
     o_blocks = tl.cdiv(outputs, BLOCK_O)
-    o = (tl.program_id(0) % o_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
-    block = tl.program_id(0) // o_blocks
+    o = (program % o_blocks) * BLOCK_O + tl.arange(0, BLOCK_O)
+    block = program // o_blocks
     if FEW:  # columns are (tap, in)
         column = block * BLOCK_I + tl.arange(0, BLOCK_I)
         if block * BLOCK_I >= total * inputs:
@@ -290,9 +291,6 @@ def _weight_gradient_kernel(
     at_g = grad + (o * g_c)[None, :]
     acc_dtype = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     acc = tl.zeros((BLOCK_O, BLOCK_I), dtype=acc_dtype)
-    slot = tl.program_id(1)
-    if WIDE:
-        slot = slot.to(tl.int64)
     for start in range(slot * part, min(slot * part + part, positions), BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         live = (p < positions)[:, None]
@@ -357,11 +355,6 @@ def masked_conv2d_backward(grad, x, weight, taps, partial, dilation, needs):
     if needs[2]:
         grad_bias = grad.sum((0, 2, 3), dtype=accumulation_dtype(grad)).to(grad.dtype)
     return grad_x, grad_weight, grad_bias
-
-
-def empty_in_format_of(x, shape):
-    memory_format = suggest_memory_format(x)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 def precision():
@@ -436,7 +429,7 @@ def _convolve(x, weight, bias, y, taps, partial, dilation):
 
 
 def _weight_gradient(grad, x, weight, taps, partial, dilation):
-    grad_weight = torch.zeros_like(empty_in_format_of(weight, weight.shape))
+    grad_weight = empty_in_format_of(weight, weight.shape).zero_()
     batch, inputs, height, width = x.shape
     positions, outputs, slots = batch * height * width, weight.shape[0], weight[0, 0].numel()
     if positions == 0 or grad_weight.numel() == 0:

@@ -58,9 +58,7 @@ def check(x, weight, bias, mask, dilation=(1, 1), grad=None, taps=None):
     needs = (True, True, True)
     back = kernels.masked_conv2d_backward(grad, x, weight, *taps, dilation, needs)
     plain = reference.masked_conv2d_backward(grad, x, weight, *taps, dilation, needs)
-    exact = reference.masked_conv2d_backward(
-        grad.double(), *wide[:2], *taps, dilation, needs
-    )
+    exact = reference.masked_conv2d_backward(grad.double(), *wide[:2], *taps, dilation, needs)
     for actual, plainly, exactly in zip(back, plain, exact, strict=True):
         assert_as_exact_as_torch(actual, plainly, exactly, "reduction")
         assert actual.dtype == x.dtype and actual.stride() == plainly.stride()
@@ -116,7 +114,9 @@ def test_64_bit_offsets(outputs, monkeypatch, inputs):
 
 def test_needs_int64_is_asked_of_the_farthest_element():
     assert not kernels.needs_int64(torch.empty(2**15, 2**16, device="meta"))
-    assert kernels.needs_int64(torch.empty(1, device="meta"), torch.empty(2**16, 2**16, device="meta"))
+    assert kernels.needs_int64(
+        torch.empty(1, device="meta"), torch.empty(2**16, 2**16, device="meta")
+    )
 
 
 def test_any_strides(outputs):
