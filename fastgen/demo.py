@@ -22,11 +22,11 @@ from fastgen.models import GatedPixelCNN
 from fastgen.plain import plain_twin
 from fastgen.train import LOG, Result, train
 
-# Test bits/dim, samples an SVC reads as asked, CPU seconds on one Zen 4 core (one seed each):
-#   these, 700 steps                              1.666   98 %   69
-#   no dropout, lr 6e-3, 640 steps                1.691   98 %   53
-#   no dropout, batches of 16, lr 4e-3, 900       1.670   98 %   36, and 1.846 after 2000 steps
-#   kernel_size 5, 3 layers, dropout 0.2, 900     1.675   97 %   91
+# Test bits/dim and the share of samples that an SVC reads as asked, one seed each:
+#   these, 700 steps                                       1.666   98 %
+#   no dropout, lr 6e-3, 640 steps                         1.691   98 %
+#   no dropout, batches of 16, lr 4e-3, 900 steps          1.670   98 %, but 1.846 after 2000
+#   kernel_size 5, 3 layers, dropout 0.2, 900 steps        1.675   97 %, and 1.1x the time
 # An average of the weights came to 1.666 as well, so none is kept.
 NETWORK = {"channels": 64, "layers": 4, "kernel_size": 3, "first_kernel_size": 7}
 DROPOUT = 0.3
