@@ -68,6 +68,18 @@ FASTGEN_INLINE void store_first(Vec<T> v, int count, T* to) {
   for (int i = 0; i < count; ++i) to[i] = v[i];
 }
 
+// Lines of `count` elements into the second-level cache; any address will do.
+template <class T>
+FASTGEN_INLINE void prefetch(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Lines of `count` elements that will be written.
+template <class T>
+FASTGEN_INLINE void prefetch_write(T* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(to + i, 1, 3);
+}
+
 template <class T>
 FASTGEN_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 is x also for x = -0, so compilers drop the subtraction

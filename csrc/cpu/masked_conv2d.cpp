@@ -28,7 +28,7 @@ struct Segment {
 };
 
 // Packed weights of all blocks: [block][tap][in][lanes], masks the same for partial taps only.
-// The last block is narrower where one vector is enough.
+// The last block is as narrow as its output channels allow.
 template <class T>
 struct Packed {
   int64_t partial_taps, entries, blocks, bytes;
@@ -63,18 +63,13 @@ int64_t packed_bytes(const MaskedConv2d& c) {
   return Packed<T>(c, nullptr).bytes;
 }
 
-// Columns of a packed block: one vector if that holds what is left of the output channels.
-template <class T>
-int64_t block_columns(const MaskedConv2d& c, int64_t block) {
-  return c.out - block * kTileColumns<T> <= kLanes<T> ? kLanes<T> : kTileColumns<T>;
-}
-
 template <class T, class S>
 void pack(const MaskedConv2d& c, int64_t begin, int64_t end, void* memory) {
   const Packed<T> packed(c, memory);
   const S* weight = static_cast<const S*>(c.weight);
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t columns = block_columns<T>(c, block), first = block * kTileColumns<T>;
+    const int64_t first = block * kTileColumns<T>;
+    const int64_t columns = block_vectors<T>(c.out - first) * kLanes<T>;
     const int64_t live = c.out - first < columns ? c.out - first : columns;
     T* weights = packed.weights + block * packed.entries * kTileColumns<T>;
     LaneMask<T>* masks = packed.masks + block * packed.partial_taps * c.in * kTileColumns<T>;
@@ -132,66 +127,58 @@ struct Block {
   int columns;  // that exist
 };
 
-template <class T, int MR, int NV>
-void multiply(const Block<T>& block, const T* const* rows, T* const* out) {
-  constexpr int64_t step = NV * kLanes<T>;
-  const T* a[MR];
-  T* to[MR];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    a[i] = rows[i];
-    to[i] = out[i];
-  }
-  Tile<T, MR, NV> tile;
-  tile.start(block.bias);
-  for (const Run* run = block.runs; run != block.runs + block.run_count; ++run) {
-    const T* weights = block.weights + run->weight * step;
-    if (run->mask < 0) {
-      tile.add(a, run->offset, 1, weights, step, run->length);
-    } else {
-      tile.add_masked(a, run->offset, weights, block.masks + run->mask * step, step, run->length);
-    }
-  }
-  tile.store(to, block.columns);
-}
-
 template <class T>
-using Multiply = void (*)(const Block<T>&, const T* const*, T* const*);
+struct Multiply {
+  using Function = void (*)(const Block<T>&, const T* const* rows, T* const* out);
 
-template <class T, int NV>
-constexpr Multiply<T> kMultiply[] = {
-    nullptr,
-    multiply<T, 1, NV>,
-    multiply<T, 2, NV>,
-    multiply<T, 3, NV>,
-    multiply<T, 4, NV>,
-    multiply<T, 5, NV>,
-    multiply<T, 6, NV>,
-#if defined(__AVX512F__) || defined(__aarch64__)
-    multiply<T, 7, NV>,
-    multiply<T, 8, NV>,
-    multiply<T, 9, NV>,
-    multiply<T, 10, NV>,
-    multiply<T, 11, NV>,
-    multiply<T, 12, NV>,
-#endif
+  template <int MR, int NV>
+  struct Kernel {
+    static void run(const Block<T>& block, const T* const* rows, T* const* out) {
+      constexpr int64_t step = NV * kLanes<T>;
+      const T* a[MR];
+      T* to[MR];
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        a[i] = rows[i];
+        to[i] = out[i];
+      }
+      Tile<T, MR, NV> tile;
+      tile.start(block.bias);
+      for (const Run* run = block.runs; run != block.runs + block.run_count; ++run) {
+        const T* weights = block.weights + run->weight * step;
+        if (run->mask < 0) {
+          tile.add(a, run->offset, 1, weights, step, run->length);
+        } else {
+          const LaneMask<T>* masks = block.masks + run->mask * step;
+          tile.add_masked(a, run->offset, weights, masks, step, run->length);
+        }
+      }
+      tile.store(to, block.columns);
+    }
+  };
+
+  static constexpr TileTable<Kernel, Function> kTiles = {};
 };
+
+// Input this far ahead is fetched while a tile computes.
+constexpr int64_t kAheadBytes = 16 << 10;
 
 template <class T>
 void multiply_box(const Box& box, const Pixels<const T>& x, const Pixels<T>& y, int64_t first,
                   const Block<T>& block) {
-  const Multiply<T>* kernels =
-      block.columns <= kLanes<T> ? kMultiply<T, 1> : kMultiply<T, kTileVectors>;
+  const int vectors = block_vectors<T>(block.columns);
+  const auto& tiles = Multiply<T>::kTiles.of[vectors];
   const int64_t span = box.x.end - box.x.begin;
   int64_t left = (box.b.end - box.b.begin) * (box.y.end - box.y.begin) * span;
   int64_t b = box.b.begin, row = box.y.begin, column = 0;
   const T* from = x.at(b, row, box.x.begin);
   T* to = y.at(b, row, box.x.begin) + first;
-  const T* rows[kTileRows];
-  T* out[kTileRows];
+  const T* rows[kMostTileRows];
+  T* out[kMostTileRows];
+  const bool fetch = first == 0 && x.pixel >= kLanes<T>;
   while (left > 0) {
-    const int count = next_tile_rows(left);
-    for (int i = 0; i < count; ++i) {
+    const int count = next_tile_rows(left, vectors);
+    for (int filled = 0; filled < count;) {
       if (column == span) {
         column = 0;
         if (++row == box.y.end) {
@@ -201,11 +188,19 @@ void multiply_box(const Box& box, const Pixels<const T>& x, const Pixels<T>& y, 
         from = x.at(b, row, box.x.begin);
         to = y.at(b, row, box.x.begin) + first;
       }
-      rows[i] = from + column * x.pixel;
-      out[i] = to + column * y.pixel;
-      ++column;
+      const int64_t rest = span - column;
+      const int until = count - filled < rest ? count : filled + static_cast<int>(rest);
+      column += until - filled;
+      for (; filled < until; ++filled, from += x.pixel, to += y.pixel) {
+        rows[filled] = from;
+        out[filled] = to;
+      }
     }
-    kernels[count](block, rows, out);
+    for (int i = 0; i < count; ++i) prefetch_write(out[i], block.columns);
+    if (fetch) {
+      for (int i = 0; i < count; ++i) prefetch(rows[i] + kAheadBytes / sizeof(T), x.pixel);
+    }
+    tiles[count](block, rows, out);
     left -= count;
   }
 }

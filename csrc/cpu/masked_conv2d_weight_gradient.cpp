@@ -11,7 +11,7 @@ namespace {
 
 // With fewer input channels than this a tap alone fills no tile. Then x is copied with a border of
 // zeros, so that all taps see every pixel and share tiles.
-constexpr int64_t kFewChannels = kTileRows / 2;
+constexpr int64_t kFewChannels = 4;
 
 template <class T>
 struct Sums {
@@ -99,111 +99,91 @@ Pixels<T> import_grad(const MaskedConv2d& c, const Scratch<T, S>& layout, const 
   return grad;
 }
 
+// Memory of the next unit, fetched a little with every row while this one computes.
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t step;
+
+  FASTGEN_INLINE void fetch() {
+    const char* until = next + step < end ? next + step : end;
+    for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
 // Both operands of one unit and block of output channels.
 template <class T>
 struct Operands {
   Pixels<const T> x;
   Pixels<const T> grad;  // from the block's first channel on
   bool add;              // to what `sums` holds
+  Ahead* ahead[2];
 };
 
 // sums[i] (+)= sum over the box of x[pixel + offsets[i]] * grad[pixel]
-template <class T, int MR, int NV>
-void multiply(const Operands<T>& o, const Box& box, const int64_t* offsets, T* sums) {
-  const T* a[MR];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) a[i] = o.x.data + offsets[i];
-  Tile<T, MR, NV> tile;
-  tile.clear();
-  const int64_t span = box.x.end > box.x.begin ? box.x.end - box.x.begin : 0;
-  for (int64_t b = box.b.begin; b < box.b.end; ++b) {
-    for (int64_t y = box.y.begin; y < box.y.end; ++y) {
-      const int64_t at = o.x.at(b, y, box.x.begin) - o.x.data;
-      tile.add(a, at, o.x.pixel, o.grad.at(b, y, box.x.begin), o.grad.pixel, span);
-    }
-  }
-  if (o.add) {
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        tile.sum[i][v] += load_vector<T>(sums + i * kTileColumns<T> + v * kLanes<T>);
-      }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      store_vector<T>(tile.sum[i][v], sums + i * kTileColumns<T> + v * kLanes<T>);
-    }
-}
-
 template <class T>
-using Multiply = void (*)(const Operands<T>&, const Box&, const int64_t*, T*);
+struct Multiply {
+  using Function = void (*)(const Operands<T>&, const Box&, const int64_t* offsets, T* sums);
 
-template <class T, int NV>
-constexpr Multiply<T> kMultiply[] = {
-    nullptr,
-    multiply<T, 1, NV>,
-    multiply<T, 2, NV>,
-    multiply<T, 3, NV>,
-    multiply<T, 4, NV>,
-    multiply<T, 5, NV>,
-    multiply<T, 6, NV>,
-#if defined(__AVX512F__) || defined(__aarch64__)
-    multiply<T, 7, NV>,
-    multiply<T, 8, NV>,
-    multiply<T, 9, NV>,
-    multiply<T, 10, NV>,
-    multiply<T, 11, NV>,
-    multiply<T, 12, NV>,
-#endif
+  template <int MR, int NV>
+  struct Kernel {
+    static void run(const Operands<T>& o, const Box& box, const int64_t* offsets, T* sums) {
+      const T* a[MR];
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) a[i] = o.x.data + offsets[i];
+      Tile<T, MR, NV> tile;
+      tile.clear();
+      const int64_t span = box.x.end > box.x.begin ? box.x.end - box.x.begin : 0;
+      for (int64_t b = box.b.begin; b < box.b.end; ++b) {
+        for (int64_t y = box.y.begin; y < box.y.end; ++y) {
+          const int64_t at = o.x.at(b, y, box.x.begin) - o.x.data;
+          o.ahead[0]->fetch();
+          o.ahead[1]->fetch();
+          tile.add(a, at, o.x.pixel, o.grad.at(b, y, box.x.begin), o.grad.pixel, span);
+        }
+      }
+      tile.store_rows(sums, kTileColumns<T>, o.add);
+    }
+  };
+
+  static constexpr TileTable<Kernel, Function> kTiles = {};
 };
 
 // Rows [begin, end) of (tap, input channel), which all see the box.
 template <class T>
 void multiply_rows(const MaskedConv2d& c, const Operands<T>& operands, const Box& box,
                    int64_t begin, int64_t end, int vectors, T* sums) {
-  const Multiply<T>* kernels = vectors == 1 ? kMultiply<T, 1> : kMultiply<T, kTileVectors>;
+  const auto& tiles = Multiply<T>::kTiles.of[vectors];
   while (begin < end) {
-    const int count = next_tile_rows(end - begin);
-    int64_t offsets[kTileRows];
+    const int count = next_tile_rows(end - begin, vectors);
+    int64_t offsets[kMostTileRows];
     for (int i = 0; i < count; ++i) {
       const ConvTap& tap = c.taps[(begin + i) / c.in];
       offsets[i] = tap.dy * operands.x.row + tap.dx * operands.x.pixel + (begin + i) % c.in;
     }
-    kernels[count](operands, box, offsets, sums + begin * kTileColumns<T>);
+    tiles[count](operands, box, offsets, sums + begin * kTileColumns<T>);
     begin += count;
   }
 }
 
-template <class T, int NV>
-void add_bias(const Operands<T>& o, const Box& box, T* sums) {
+// One vector of the bias's gradient.
+template <class T>
+void add_bias(const Operands<T>& o, const Box& box, int64_t first, T* sums) {
   constexpr int kChains = 4;  // independent, to hide the latency of additions
-  Vec<T> sum[kChains][NV] = {};
+  Vec<T> sum[kChains] = {};
   for (int64_t b = box.b.begin; b < box.b.end; ++b) {
     for (int64_t y = box.y.begin; y < box.y.end; ++y) {
-      const T* grad = o.grad.at(b, y, 0);
+      const T* grad = o.grad.at(b, y, 0) + first;
       int64_t x = 0;
       for (; x + kChains <= box.x.end; x += kChains) {
-        for (int i = 0; i < kChains; ++i) {
-          for (int v = 0; v < NV; ++v) {
-            sum[i][v] += load_vector<T>(grad + (x + i) * o.grad.pixel + v * kLanes<T>);
-          }
-        }
+        for (int i = 0; i < kChains; ++i) sum[i] += load_vector<T>(grad + (x + i) * o.grad.pixel);
       }
-      for (; x < box.x.end; ++x) {
-        for (int v = 0; v < NV; ++v) {
-          sum[0][v] += load_vector<T>(grad + x * o.grad.pixel + v * kLanes<T>);
-        }
-      }
+      for (; x < box.x.end; ++x) sum[0] += load_vector<T>(grad + x * o.grad.pixel);
     }
   }
-  for (int v = 0; v < NV; ++v) {
-    Vec<T> total = (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]);
-    if (o.add) total += load_vector<T>(sums + v * kLanes<T>);
-    store_vector<T>(total, sums + v * kLanes<T>);
-  }
+  Vec<T> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  if (o.add) total += load_vector<T>(sums + first);
+  store_vector<T>(total, sums + first);
 }
 
 template <class T>
@@ -222,6 +202,30 @@ void accumulate_block(const MaskedConv2d& c, const Operands<T>& operands, const 
   }
 }
 
+// What unit `index` reads of `images` in place; nothing where that is not one stretch of memory.
+template <class T>
+Ahead ahead_of(const MaskedConv2d& c, const ConvUnits& units, int64_t index, int64_t end,
+               const StridedImages& images, int64_t channels, bool copied, int64_t calls) {
+  const bool dense = images.pixel == channels && images.row == c.width * channels &&
+                     (units.images == 1 || images.batch == c.height * images.row);
+  if (copied || !dense || index >= end) return {nullptr, nullptr, 0};
+  const Unit unit(c, units, index);
+  const T* data = static_cast<const T*>(images.data);
+  const char* from =
+      reinterpret_cast<const char*>(data + unit.b.begin * images.batch + unit.y.begin * images.row);
+  const char* to = reinterpret_cast<const char*>(data + (unit.b.end - 1) * images.batch +
+                                                 unit.y.end * images.row);
+  return {from, to, aligned((to - from) / calls + 1)};
+}
+
+// Rows of pixels that a unit's tiles walk over, about.
+template <class T>
+int64_t row_walks(const MaskedConv2d& c, const ConvUnits& units, bool bordered, int64_t blocks) {
+  const int64_t rows = bordered ? c.tap_count * c.in : c.in, times = bordered ? 1 : c.tap_count;
+  const int64_t tiles = (rows / kTileRows[kTileVectors] + 1) * times * blocks;
+  return 1 + tiles * units.images * units.rows * 3 / 4;
+}
+
 template <class T, class S>
 void accumulate(const MaskedConv2d& c, const ConvUnits& units, int64_t begin, int64_t end,
                 int64_t block_begin, int64_t block_end, bool with_weight, bool with_bias,
@@ -235,13 +239,17 @@ void accumulate(const MaskedConv2d& c, const ConvUnits& units, int64_t begin, in
     Pixels<T> x = in_place<T>(c.x), grad = in_place<T>(c.y);
     if (staging.copy_x && with_weight) x = import_x<T, S>(c, staging, unit, base);
     if (staging.copy_grad) grad = import_grad<T, S>(c, staging, unit, base + staging.grad);
+    const int64_t walks = row_walks<T>(c, units, staging.bordered, block_end - block_begin);
+    Ahead x_ahead = ahead_of<T>(c, units, u + 1, end, c.x, c.in, staging.copy_x, walks);
+    Ahead grad_ahead = ahead_of<T>(c, units, u + 1, end, c.y, c.out, staging.copy_grad, walks);
     for (int64_t n = block_begin; n < block_end; ++n) {
       const int64_t first = n * kTileColumns<T>;
-      const int vectors = c.out - first <= kLanes<T> ? 1 : kTileVectors;
+      const int vectors = block_vectors<T>(c.out - first);
       const Operands<T> operands = {
           {x.data, x.batch, x.row, x.pixel, x.b0, x.y0},
           {grad.data + first, grad.batch, grad.row, grad.pixel, grad.b0, grad.y0},
-          u > begin};
+          u > begin,
+          {&x_ahead, &grad_ahead}};
       if (with_weight) {
         accumulate_block<T>(c, operands, unit, staging.bordered, vectors,
                             sums + first * layout.entries);
@@ -249,8 +257,7 @@ void accumulate(const MaskedConv2d& c, const ConvUnits& units, int64_t begin, in
       if (with_bias) {
         const Box whole = {unit.b, unit.y, {0, c.width}};
         T* bias = sums + layout.bias + first;
-        vectors == 1 ? add_bias<T, 1>(operands, whole, bias)
-                     : add_bias<T, kTileVectors>(operands, whole, bias);
+        for (int v = 0; v < vectors; ++v) add_bias<T>(operands, whole, v * kLanes<T>, bias);
       }
     }
   }
