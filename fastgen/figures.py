@@ -152,8 +152,10 @@ def training_curves(
     names = [(level, f"{name}  {level:.3f}", _MUTED) for name, level in (baselines or {}).items()]
     for level, _, _ in names:
         axes.axhline(level, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    for (name, (x, y)), colour in zip(curves.items(), itertools.cycle(_COLOURS)):
-        axes.plot(x, y, color=colour, linewidth=2, solid_capstyle="round", clip_on=False)
+    style = {"linewidth": 2, "solid_capstyle": "round", "clip_on": False}
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.plot(x, y, color=colour, zorder=3 - i / len(curves), **style)  # the first on top
         names.append((y[-1], f"{name}  {y[-1]:.3f}", colour))
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
