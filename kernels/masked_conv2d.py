@@ -431,7 +431,7 @@ def _convolve(x, weight, bias, y, taps, partial, dilation):
 def _weight_gradient(grad, x, weight, taps, partial, dilation):
     grad_weight = empty_in_format_of(weight, weight.shape).zero_()
     batch, inputs, height, width = x.shape
-    positions, outputs, slots = batch * height * width, weight.shape[0], weight[0, 0].numel()
+    positions, outputs, slots = batch * height * width, weight.shape[0], weight.shape[2:].numel()
     if positions == 0 or grad_weight.numel() == 0:
         return grad_weight
     few = inputs < FEW_CHANNELS
