@@ -106,8 +106,10 @@ struct Ahead {
   int64_t step;
 
   FASTGEN_INLINE void fetch() {
+    if (next == end) return;
     const char* until = next + step < end ? next + step : end;
     for (; next < until; next += 64) __builtin_prefetch(next, 0, 2);
+    next = next < end ? next : end;
   }
 };
 
@@ -133,13 +135,21 @@ struct Multiply {
       for (int i = 0; i < MR; ++i) a[i] = o.x.data + offsets[i];
       Tile<T, MR, NV> tile;
       tile.clear();
-      const int64_t span = box.x.end > box.x.begin ? box.x.end - box.x.begin : 0;
+      int64_t span = box.x.end > box.x.begin ? box.x.end - box.x.begin : 0;
+      int64_t rows = box.y.end - box.y.begin;
+      if (o.x.row == span * o.x.pixel && o.grad.row == span * o.grad.pixel) {
+        span *= rows > 0 ? rows : 0;  // whole rows follow each other
+        rows = rows > 0 ? 1 : 0;
+      }
+      const int64_t x_pixel = o.x.pixel, x_row = o.x.row;
+      const int64_t grad_pixel = o.grad.pixel, grad_row = o.grad.row;
       for (int64_t b = box.b.begin; b < box.b.end; ++b) {
-        for (int64_t y = box.y.begin; y < box.y.end; ++y) {
-          const int64_t at = o.x.at(b, y, box.x.begin) - o.x.data;
+        int64_t at = o.x.at(b, box.y.begin, box.x.begin) - o.x.data;
+        const T* grad = o.grad.at(b, box.y.begin, box.x.begin);
+        for (int64_t left = rows; left > 0; --left, at += x_row, grad += grad_row) {
           o.ahead[0]->fetch();
           o.ahead[1]->fetch();
-          tile.add(a, at, o.x.pixel, o.grad.at(b, y, box.x.begin), o.grad.pixel, span);
+          tile.add(a, at, x_pixel, grad, grad_pixel, span);
         }
       }
       tile.store_rows(sums, kTileColumns<T>, o.add);
@@ -287,9 +297,9 @@ void finish(const MaskedConv2d& c, const void* memory, int64_t chunks, int64_t b
         T total[kTileColumns<T>];
         add_chunks(sums, chunk, chunks, live.end - first, total);
         S* to = static_cast<S*>(c.weight) + tap.weight + k * c.weight_in;
-        const int64_t mask = tap.partial + k * c.partial_in;
+        const uint8_t* unmasked = c.partial + tap.partial + k * c.partial_in;
         for (int64_t o = first; o < live.end; ++o) {
-          if (tap.partial >= 0 && !c.partial[mask + o * c.partial_out]) continue;
+          if (tap.partial >= 0 && !unmasked[o * c.partial_out]) continue;
           store(total[o - first], to + o * c.weight_out);
         }
       }
