@@ -62,7 +62,7 @@ TILES = {
         (128, 32, 32, 4, 4),
     ),
     4: _tiles((64, 64, 16, 8, 3), (64, 32, 16, 4, 3)),
-    8: _tiles((32, 32, 16, 4, 2, 168)),
+    8: _tiles((16, 16, 16, 4, 2)),
 }
 # With partial taps: their masks take the place of accumulators.
 PARTIAL_TILES = {
@@ -75,7 +75,7 @@ PARTIAL_TILES = {
         (64, 32, 32, 4, 4, 255),
     ),
     4: _tiles((64, 64, 16, 8, 3, 255), (64, 32, 16, 4, 3, 255)),
-    8: _tiles((32, 32, 16, 4, 2, 168)),
+    8: _tiles((16, 16, 16, 4, 2)),
 }
 # (positions of one step, output channels, input channels, ...). The step is the same for all tiles
 # of one dtype, because it shapes the sum.
@@ -88,14 +88,17 @@ GRADIENT_TILES = {
         (64, 32, 32, 4, 4),
     ),
     4: _tiles((32, 64, 64, 8, 3), (32, 32, 32, 4, 3)),
-    8: _tiles((16, 32, 32, 4, 2)),
+    8: _tiles((16, 16, 16, 4, 2)),
 }
 
 
 @triton.jit
 def multiply_add(a, b, acc, PRECISION: tl.constexpr):
     """a (M, K) @ b (K, N) + acc (M, N), accumulated in acc's dtype."""
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    if acc.dtype == tl.float64:  # Triton 3.6 cannot compile a float64 dot
+        return acc + tl.sum(a[:, :, None] * b[None, :, :], 1)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit

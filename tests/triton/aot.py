@@ -267,7 +267,10 @@ def _take(jobs):
 
 def _measure(i):
     _, architecture, launch = _jobs[i]
-    return measure(*launch, architecture)
+    try:
+        return measure(*launch, architecture)
+    except Exception as error:  # the compiler's own, of many types; it has printed the details
+        return error
 
 
 def uncovered(launches):
@@ -311,6 +314,9 @@ def main():
         with fork.Pool(options.jobs, initializer=_take, initargs=(jobs,)) as pool:
             results = pool.imap(_measure, range(len(jobs)))
             for (name, architecture, _), result in zip(jobs, results, strict=True):
+                if isinstance(result, Exception):
+                    found.append(f"{name}: does not compile: {result!r}")
+                    continue
                 rows[name] = result[0]
                 print(name, json.dumps(result[0]), flush=True)
                 limit = limits.get(name) if limits and not options.write else None
