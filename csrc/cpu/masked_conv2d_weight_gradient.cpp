@@ -297,9 +297,9 @@ void finish(const MaskedConv2d& c, const void* memory, int64_t chunks, int64_t b
         T total[kTileColumns<T>];
         add_chunks(sums, chunk, chunks, live.end - first, total);
         S* to = static_cast<S*>(c.weight) + tap.weight + k * c.weight_in;
-        const uint8_t* unmasked = c.partial + tap.partial + k * c.partial_in;
+        const int64_t mask = tap.partial + k * c.partial_in;
         for (int64_t o = first; o < live.end; ++o) {
-          if (tap.partial >= 0 && !unmasked[o * c.partial_out]) continue;
+          if (tap.partial >= 0 && !c.partial[mask + o * c.partial_out]) continue;
           store(total[o - first], to + o * c.weight_out);
         }
       }
