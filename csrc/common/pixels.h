@@ -58,7 +58,7 @@ void transpose(const From* from, int64_t from_step, To* to, int64_t to_step, int
       Vec<T> v[n], w[n];
 #pragma GCC unroll 16
       for (int i = 0; i < n; ++i) v[i] = load_converted<T>(from + (c + i) * from_step + p);
-        // log2(n) perfect shuffles of the rows make a transposition
+      // log2(n) perfect shuffles of the rows make a transposition
 #pragma GCC unroll 4
       for (int round = 1; round < n; round *= 2) {
 #pragma GCC unroll 8

@@ -21,7 +21,7 @@ constexpr int kTileRows[] = {0, 12, 6};
 #endif
 constexpr int kMostTileRows = 12;
 template <class T>
-constexpr int kTileColumns = kTileVectors* kLanes<T>;
+constexpr int kTileColumns = kTileVectors * kLanes<T>;
 
 // Vectors of the block that starts `left` columns before the end.
 template <class T>
@@ -100,14 +100,16 @@ struct Tile {
       }
   }
 
+  FASTGEN_INLINE void add_rows(const T* from, int64_t step) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[i][v] += load_vector<T>(from + i * step + v * kLanes<T>);
+  }
+
   // Row i goes, or is added, to out + i * step.
   FASTGEN_INLINE void store_rows(T* out, int64_t step, bool add) {
-    if (add) {
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[i][v] += load_vector<T>(out + i * step + v * kLanes<T>);
-    }
+    if (add) add_rows(out, step);
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4

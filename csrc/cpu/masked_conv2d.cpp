@@ -19,7 +19,13 @@ struct Run {
   int64_t length;
   int64_t weight;  // first entry in the packed block
   int64_t mask;    // first entry in the packed masks; -1: every lane takes part
+  bool begins_part;
 };
+
+// The reduction axis is summed in parts of at most about this many products, each from zero: one
+// chain of 1664 (5x5 of 128 channels) is 4 times further from float64, and these cost less than 1 %
+// of the time.
+constexpr int64_t kPartLength = 256;
 
 // What one block of output channels wants of one tap: input channels [begin, end).
 struct Segment {
@@ -144,7 +150,14 @@ struct Multiply {
       }
       Tile<T, MR, NV> tile;
       tile.start(block.bias);
+      T parts[MR * step];
+      bool has_parts = false;
       for (const Run* run = block.runs; run != block.runs + block.run_count; ++run) {
+        if (run->begins_part) {
+          tile.store_rows(parts, step, has_parts);
+          tile.clear();
+          has_parts = true;
+        }
         const T* weights = block.weights + run->weight * step;
         if (run->mask < 0) {
           tile.add(a, run->offset, 1, weights, step, run->length);
@@ -153,6 +166,7 @@ struct Multiply {
           tile.add_masked(a, run->offset, weights, masks, step, run->length);
         }
       }
+      if (has_parts) tile.add_rows(parts, step);
       tile.store(to, block.columns);
     }
   };
@@ -209,7 +223,7 @@ void multiply_box(const Box& box, const Pixels<const T>& x, const Pixels<T>& y, 
 template <class T>
 int64_t find_runs(const MaskedConv2d& c, const Segment* segments, const Pixels<const T>& input,
                   int64_t y, int64_t x, Run* runs) {
-  int64_t count = 0;
+  int64_t count = 0, part = 0;
   for (int64_t t = 0; t < c.tap_count; ++t) {
     const ConvTap& tap = c.taps[t];
     const Segment& segment = segments[t];
@@ -217,14 +231,16 @@ int64_t find_runs(const MaskedConv2d& c, const Segment* segments, const Pixels<c
     if (!inside(y, tap.dy, c.height) || !inside(x, tap.dx, c.width)) continue;
     const Run run = {tap.dy * input.row + tap.dx * input.pixel + segment.begin,
                      segment.end - segment.begin, t * c.in + segment.begin,
-                     segment.mask < 0 ? -1 : segment.mask + segment.begin};
+                     segment.mask < 0 ? -1 : segment.mask + segment.begin,
+                     part > 0 && part + segment.end - segment.begin > kPartLength};
     Run* last = runs + count - 1;
-    if (count > 0 && run.mask < 0 && last->mask < 0 && last->offset + last->length == run.offset &&
-        last->weight + last->length == run.weight) {
+    if (count > 0 && !run.begins_part && run.mask < 0 && last->mask < 0 &&
+        last->offset + last->length == run.offset && last->weight + last->length == run.weight) {
       last->length += run.length;
     } else {
       runs[count++] = run;
     }
+    part = (run.begins_part ? 0 : part) + run.length;
   }
   return count;
 }
