@@ -229,9 +229,10 @@ def faults(row, spills, stack, limit, architecture):
         yield f"does not fit the hardware: {row}"
     if limit is None:
         return
-    for name in ("registers", "shared"):
-        if row[name] > limit[name]:
-            yield f"{name} {row[name]}, the table allows {limit[name]}"
+    if row["registers"] > limit["registers"]:
+        yield f"registers {row['registers']}, the table allows {limit['registers']}"
+    if row["shared"] != limit["shared"]:  # less means that a loop lost stages of its pipeline
+        yield f"shared {row['shared']}, the table has {limit['shared']}"
     for name in OPCODES:
         if limit.get(name) and not row.get(name):
             yield f"no {name} instruction, the table has {limit[name]}"
