@@ -22,7 +22,7 @@ from fastgen.models import GatedPixelCNN
 from fastgen.plain import plain_twin
 from fastgen.train import LOG, Result, train
 
-# Test bits/dim and the share of samples that an SVC reads as asked, one seed each, and how many times
+# Test bits/dim, the share of samples that an SVC reads as asked (one seed each), and how many times
 # faster a step is than the best of plain PyTorch, eager or compiled, on one thread:
 #   these, 800 steps                                       1.678   93 %   1.45x
 #   kernel_size 3, 4 layers, 700 steps                     1.666   98 %   1.30x
