@@ -28,12 +28,12 @@ install: $(BUILT)
 # Fast tests first. The Triton kernels run in the interpreter, in a process of their own, because a
 # kernel decides at import whether it is interpreted.
 test: $(BUILT) $(TOOLS)
-	$(PYTHON) -m pytest -q tests --ignore=tests/triton
+	$(PYTHON) -m pytest -q tests --ignore=tests/triton_kernels
 	set -e; for level in $$($(PYTHON) -c $(OTHER_LEVELS)); do \
 	  echo "kernels at level $$level"; \
 	  FASTGEN_ISA=$$level $(PYTHON) -m pytest -q $(KERNEL_TESTS); \
 	done
-	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q tests/triton
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -q tests/triton_kernels
 
 OTHER_LEVELS := "from fastgen._load import EXTENSION as c; \
   print(*[l for l in c.supported_isa_levels() if l != c.isa()] if c else [])"

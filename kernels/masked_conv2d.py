@@ -49,7 +49,7 @@ def _tiles(*rows):
 
 # By element size: (positions, output channels, input channels, warps, stages) of a tile, and a
 # bound on registers where ptxas would rather spill a little than use more. Not yet measured on
-# hardware; chosen to fill the registers and not spill (tests/triton/resources.json).
+# hardware; chosen to fill the registers and not spill (tests/triton_kernels/resources.json).
 TILES = {
     2: _tiles(
         (128, 128, 64, 8, 3),

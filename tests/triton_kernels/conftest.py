@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, on CPU tensors, in a process of their own:
 
-    python -m pytest tests/triton
+    python -m pytest tests/triton_kernels
 
 Triton reads TRITON_INTERPRET when a kernel is defined; it must be set before Triton is imported.
 """
@@ -25,8 +25,8 @@ if INSTALLED:
 
     if not triton.knobs.runtime.interpret:
         raise pytest.UsageError(
-            "tests/triton needs Triton's interpreter, and something imported Triton before it "
-            "could be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton`"
+            "tests/triton_kernels needs Triton's interpreter, and something imported Triton before it "
+            "could be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
         )
 
 

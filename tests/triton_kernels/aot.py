@@ -1,11 +1,11 @@
 """Compiles every Triton kernel configuration for sm_80 and sm_90, without a GPU, and holds the
 result against resources.json: registers, shared memory, no spills, tensor cores, wide loads.
 
-    python tests/triton/aot.py            # the gate; exit status 1 and one line per fault
-    python tests/triton/aot.py --write    # measure again and rewrite this Triton's rows
+    python tests/triton_kernels/aot.py            # the gate; exit status 1 and one line per fault
+    python tests/triton_kernels/aot.py --write    # measure again and rewrite this Triton's rows
 
 Runs without TRITON_INTERPRET, with the Triton that is installed or, through PYTHONPATH, another:
-`pip install --no-deps --target DIR triton==3.6.0; PYTHONPATH=DIR python tests/triton/aot.py`.
+`pip install --no-deps --target DIR triton==3.6.0; PYTHONPATH=DIR python tests/triton_kernels/aot.py`.
 
 The launchers are called with meta tensors; what they would launch is recorded and specialised as
 Triton's own launcher does (an int of 1 and None are constants, multiples of 16 are known as such).
