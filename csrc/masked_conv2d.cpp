@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -46,6 +47,11 @@ std::vector<int64_t> cuts(const std::vector<ConvTap>& taps, int64_t size, Displa
   return cut;
 }
 
+// Whether a tap `steps` from the centre ever falls into an image side of `size`.
+bool reaches(int64_t steps, int64_t dilation, int64_t size) {
+  return std::abs(steps) <= (size - 1) / dilation;
+}
+
 Plan make_plan(const Tensor& x, const Tensor& weight, const Tensor& taps, at::IntArrayRef dilation,
                bool backwards) {
   Plan plan;
@@ -60,9 +66,12 @@ Plan make_plan(const Tensor& x, const Tensor& weight, const Tensor& taps, at::In
     TORCH_CHECK_VALUE(row[0] >= 0 && row[0] < kh && row[1] >= 0 && row[1] < kw,
                       "fastgen.masked_conv2d: taps must lie in the kernel ", kh, " x ", kw,
                       ", got (", row[0], ", ", row[1], "); make them with fastgen.TapPlan");
+    const int64_t down = row[0] - kh / 2, right = row[1] - kw / 2;
+    // Elsewhere it takes no part, and its displacement might not even fit an int64.
+    if (!reaches(down, dilation[0], x.size(2)) || !reaches(right, dilation[1], x.size(3))) continue;
     ConvTap tap;
-    tap.dy = (row[0] - kh / 2) * dilation[0];
-    tap.dx = (row[1] - kw / 2) * dilation[1];
+    tap.dy = down * dilation[0];
+    tap.dx = right * dilation[1];
     if (backwards) {
       tap.dy = -tap.dy;
       tap.dx = -tap.dx;

@@ -145,7 +145,7 @@ def gated_activation(x, condition):
     if y.numel() == 0:
         return y
     xs, qs, ys = _flat(x), _flat(condition), _flat(y)
-    grid, tile = _grid(ys)
+    grid, tile = _grid(xs)
     with on_device_of(x):
         _gated_activation_kernel[grid](
             xs, qs, ys, *ys.shape[1:], *_strides(xs), *_strides(qs), *_strides(ys),
@@ -163,7 +163,7 @@ def gated_activation_backward(grad, x, condition, needs_condition, extra=None):
     if grad.numel() == 0:
         return grad_x, x.new_zeros(x.shape[:2] if needs_condition else (0,))
     gs, es, xs, qs, outs = map(_flat, (grad, extra, x, condition, grad_x))
-    grid, tile = _grid(gs)
+    grid, tile = _grid(xs)
     tiles = triton.cdiv(gs.shape[2], tile["BLOCK_P"])
     sums = None
     if needs_condition:
@@ -193,13 +193,14 @@ def _strides(tensor):
     return (batch, channel, 0 if tensor.shape[2] == 1 else pixel)
 
 
-def _grid(tensor):
-    batch, channels, pixels = tensor.shape
-    if tensor.stride(1) == 1:
+def _grid(x):
+    """The launch for x (B, 2C, pixels): its layout decides the tile's."""
+    batch, channels, pixels = x.shape[0], x.shape[1] // 2, x.shape[2]
+    if x.stride(1) == 1:
         block_c, block_p = LARGE if channels > SMALL[0] else SMALL
     else:
         block_p, block_c = LARGE if pixels > SMALL[0] else SMALL
     programs = batch * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_p)
     # a float64 takes two registers
-    num_warps = 8 if tensor.dtype == torch.float64 else 4
+    num_warps = 8 if x.dtype == torch.float64 else 4
     return (programs,), {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": num_warps}

@@ -366,6 +366,10 @@ X, W, M = torch.zeros(1, 2, 4, 4), torch.zeros(3, 2, 3, 3), raster(3, 3)
         ((X, W), {"mask": [[1]]}, TypeError, "mask must be a tensor"),
         ((X, W), {"mask": M, "dilation": 0}, ValueError, "dilation"),
         ((X, W), {"mask": M, "dilation": (1, 2, 3)}, ValueError, "dilation"),
+        ((X, W), {"mask": M, "dilation": 1.5}, ValueError, "dilation"),
+        ((X, W), {"mask": M, "dilation": 2**31}, ValueError, "dilation"),
+        ((None, W), {"mask": M}, TypeError, "x must be a tensor, got NoneType"),
+        ((X, None), {"mask": M}, TypeError, "weight must be a tensor, got NoneType"),
         ((X, W.to("meta")), {"mask": M}, ValueError, "device"),
         ((X, W), {"mask": fastgen.TapPlan(M, (1, 1, 3, 3))}, ValueError, "TapPlan"),
     ],
@@ -374,3 +378,39 @@ def test_bad_arguments_are_named(arguments, keywords, error, words):
     with pytest.raises(error, match=words) as caught:
         fastgen.masked_conv2d(*arguments, **keywords)
     assert "fastgen.masked_conv2d" in str(caught.value)
+
+
+def test_a_plan_wants_the_whole_weight_shape():
+    with pytest.raises(ValueError, match="fastgen.masked_conv2d: weight must be"):
+        fastgen.TapPlan(M, (3, 3))
+
+
+@pytest.mark.parametrize("dilation", [[4, 1], [1000, 10**6], [2**31 - 1] * 2, [2**62] * 2])
+@pytest.mark.parametrize("run", ["op", "reference"])
+def test_taps_that_miss_the_image_cost_and_change_nothing(dilation, run):
+    # the weight gradient's sums once grew with the dilation, and 4 * 2**62 is 0 in 64 bits
+    x, weight, grad = torch.randn(2, 3, 4, 5), torch.randn(6, 3, 9, 9), torch.randn(2, 6, 4, 5)
+    inside = torch.zeros(9, 9)
+    inside[4, 4] = 1
+    if dilation[1] == 1:
+        inside[4] = 1
+    results = []
+    for mask, d in ((torch.ones(9, 9), dilation), (inside, [1, 1])):
+        plan = fastgen.TapPlan(mask, weight.shape).on(x.device)
+        forward = (x, weight, None, *plan, d)
+        backward = (grad, x, weight, *plan, d, [True, True, True])
+        if run == "op":
+            results.append((OP(*forward), *BACKWARD(*backward)))
+        else:
+            results.append(
+                (reference.masked_conv2d(*forward), *reference.masked_conv2d_backward(*backward))
+            )
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_meta_tensors_give_shapes():
+    y = fastgen.masked_conv2d(X.to("meta"), W.to("meta"), mask=M)
+    assert y.device.type == "meta" and y.shape == (1, 3, 4, 4)
+    y = fastgen.gated_activation(X.to("meta"), X[:, :, 0, 0].to("meta"))
+    assert y.device.type == "meta" and y.shape == (1, 1, 4, 4)

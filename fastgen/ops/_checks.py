@@ -35,6 +35,8 @@ def same_kind(op, name, value, x, than="x"):
 def autocast_dtype(x):
     """The dtype torch.autocast asks for on x's device, or None when it is off."""
     device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # such as meta
+        return None
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return None

@@ -70,6 +70,11 @@ class TapPlan:
 
     def __init__(self, mask: Tensor, weight_shape):
         self.weight_shape = tuple(weight_shape)
+        if len(self.weight_shape) != 4:
+            raise ValueError(
+                "fastgen.masked_conv2d: weight must be (out, in, kh, kw), got shape "
+                f"{self.weight_shape}; a 1-D kernel is (out, in, 1, k)"
+            )
         out, in_, kh, kw = self.weight_shape
         if kh % 2 == 0 or kw % 2 == 0:
             raise ValueError(
@@ -214,7 +219,7 @@ def masked_conv2d(
 
     Raises:
         TypeError: a dtype outside the four, or dtypes that differ.
-        ValueError: rank, channels, an even kernel, the mask's shape or values, dilation < 1, or
+        ValueError: rank, channels, an even kernel, the mask's shape or values, the dilation, or
             mixed devices.
 
     Source: van den Oord et al., Pixel Recurrent Neural Networks, 2016, section 3.4.
@@ -228,7 +233,7 @@ def masked_conv2d(
 def checked_arguments(op, x, weight, bias):
     """x, weight and bias in the dtype they will be used in, after the checks of shape and kind."""
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
-        if value is not None:
+        if value is not None or name != "bias":
             _checks.float_tensor(op, name, value)
     dtype = _checks.autocast_dtype(x)
     if dtype is not None:
@@ -262,11 +267,11 @@ def checked_arguments(op, x, weight, bias):
 
 
 def checked_dilation(op, dilation):
-    pair = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-    if len(pair) != 2 or not all(isinstance(d, int) and d >= 1 for d in pair):
+    pair = tuple(dilation) if isinstance(dilation, (tuple, list)) else (dilation, dilation)
+    if len(pair) != 2 or not all(isinstance(d, int) and 1 <= d < 2**31 for d in pair):
         raise ValueError(
-            f"fastgen.{op}: dilation must be an int >= 1 or a pair of them, got {dilation!r}; "
-            "1 is an ordinary convolution"
+            f"fastgen.{op}: dilation must be an int in 1 .. 2**31 - 1 or a pair of them, got "
+            f"{dilation!r}; 1 is an ordinary convolution"
         )
     return list(pair)
 

@@ -22,6 +22,11 @@ def _dense_parts(taps, partial, weight):
             yield ky, kx, (group_of == group).nonzero()[:, 0], row.nonzero()[:, 0]
 
 
+def _within(dilation, size):
+    """A dilation with the same taps inside an image of `size`, and no more padding than that."""
+    return [min(d, max(1, n)) for d, n in zip(dilation, size, strict=True)]
+
+
 def _padded(x, weight, dilation):
     height, width = (d * (k // 2) for d, k in zip(dilation, weight.shape[2:], strict=True))
     return F.pad(x, (width, width, height, height))
@@ -39,6 +44,7 @@ def _accumulation_dtype(x):
 
 def masked_conv2d(x, weight, bias, taps, partial, dilation):
     dtype, size = _accumulation_dtype(x), x.shape[2:]
+    dilation = _within(dilation, size)
     w, padded = weight.to(dtype), _padded(x.to(dtype), weight, dilation)
     y = torch.zeros(x.shape[0], weight.shape[0], *size, dtype=dtype, device=x.device)
     if bias is not None:
@@ -51,6 +57,7 @@ def masked_conv2d(x, weight, bias, taps, partial, dilation):
 
 def masked_conv2d_backward(grad, x, weight, taps, partial, dilation, needs):
     dtype, size = _accumulation_dtype(x), x.shape[2:]
+    dilation = _within(dilation, size)
     g, w, padded = grad.to(dtype), weight.to(dtype), _padded(x.to(dtype), weight, dilation)
     grad_padded, grad_weight = torch.zeros_like(padded), torch.zeros_like(w)
     for ky, kx, outputs, inputs in _dense_parts(taps, partial, weight):

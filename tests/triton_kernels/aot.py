@@ -5,7 +5,7 @@ result against resources.json: registers, shared memory, no spills, tensor cores
     python tests/triton_kernels/aot.py --write    # measure again and rewrite this Triton's rows
 
 Runs without TRITON_INTERPRET, with the Triton that is installed or, through PYTHONPATH, another:
-`pip install --no-deps --target DIR triton==3.6.0; PYTHONPATH=DIR python tests/triton_kernels/aot.py`.
+after `pip install --no-deps --target DIR triton==3.6.0`, with PYTHONPATH=DIR.
 
 The launchers are called with meta tensors; what they would launch is recorded and specialised as
 Triton's own launcher does (an int of 1 and None are constants, multiples of 16 are known as such).

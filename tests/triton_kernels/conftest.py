@@ -25,8 +25,8 @@ if INSTALLED:
 
     if not triton.knobs.runtime.interpret:
         raise pytest.UsageError(
-            "tests/triton_kernels needs Triton's interpreter, and something imported Triton before it "
-            "could be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
+            "tests/triton_kernels needs Triton's interpreter, and something imported Triton before "
+            "it could be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
         )
 
 

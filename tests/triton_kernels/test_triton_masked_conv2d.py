@@ -74,6 +74,13 @@ def test_forward_and_gradients_match_float64(outputs, inputs, colors, dtype, lay
     check(*tensors, causal(18, inputs, 3, 3, colors))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_halves_are_rounded_once_and_to_nearest(outputs, dtype):
+    x, weight, _ = sample(2, 1, 3, (6, 7), (1, 1), dtype)
+    y = kernels.masked_conv2d(x, weight, None, *plan(torch.ones(3, 1, 1, 1)), (1, 1))
+    assert torch.equal(y, (x.float() * weight.float()[None, :, 0]).to(dtype))
+
+
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 5), (5, 1), (3, 7), (7, 3)], ids=str)
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 3)], ids=str)
 def test_rectangular_and_dilated_kernels(outputs, kernel, dilation):
