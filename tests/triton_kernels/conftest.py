@@ -13,13 +13,7 @@ import pytest
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def triton_is_installed():
-    # tests/ on sys.path makes this very folder look like a package "triton" without an origin
-    spec = importlib.util.find_spec("triton")
-    return spec is not None and spec.origin is not None
-
-
-INSTALLED = triton_is_installed()
+INSTALLED = importlib.util.find_spec("triton") is not None
 if INSTALLED:
     import triton
 
