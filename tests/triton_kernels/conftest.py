@@ -21,8 +21,8 @@ if INSTALLED:
 
     if not triton.knobs.runtime.interpret:
         raise pytest.UsageError(
-            "these tests need Triton's interpreter, and something imported Triton before it could be "
-            "switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
+            "these tests need Triton's interpreter, and something imported Triton before it could "
+            "be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
         )
 
 
