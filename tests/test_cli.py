@@ -201,3 +201,8 @@ def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(tmp_path):
     assert f"a checkpoint is kept in {out}" in error and "Traceback" not in error
     _, scalars = checkpoint.load_resume(out)
     assert f"after step {scalars['step']};" in error and scalars["step"] > 0
+
+
+def test_a_negative_number_of_samples_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match="fastgen.sample: n must be at least 0, got -3"):
+        cli.sample(trained, n=-3, out=str(tmp_path / "grid.png"))

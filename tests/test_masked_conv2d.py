@@ -414,3 +414,17 @@ def test_meta_tensors_give_shapes():
     assert y.device.type == "meta" and y.shape == (1, 3, 4, 4)
     y = fastgen.gated_activation(X.to("meta"), X[:, :, 0, 0].to("meta"))
     assert y.device.type == "meta" and y.shape == (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("tangent_of", ["x", "weight"])
+def test_forward_mode_is_refused_rather_than_zero(tangent_of):
+    def f(v):
+        return fastgen.masked_conv2d(*((v, W) if tangent_of == "x" else (X, v)), mask=M)
+
+    v = X if tangent_of == "x" else W
+    with pytest.raises(NotImplementedError, match=f"fastgen.masked_conv2d: {tangent_of} must"):
+        torch.func.jvp(f, (v,), (v,))
+    with torch.autograd.forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="reverse mode"):
+            f(torch.autograd.forward_ad.make_dual(v, v))
+        f(v)  # without a tangent it runs

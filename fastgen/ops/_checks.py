@@ -1,6 +1,7 @@
 """Argument checks that several ops share, and the words they are said in."""
 
 import torch
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -15,6 +16,12 @@ def float_tensor(op, name, value):
         raise TypeError(
             f"fastgen.{op}: {name} must be float32, float64, bfloat16 or float16, "
             f"got {value.dtype}; convert it with {name}.float()"
+        )
+    # the dispatcher would drop the tangent without a word: a derivative of 0
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"fastgen.{op}: {name} must carry no tangent, got one of forward-mode differentiation; "
+            "use reverse mode (backward, torch.autograd.grad)"
         )
 
 
