@@ -7,23 +7,22 @@ Triton reads TRITON_INTERPRET when a kernel is defined; it must be set before Tr
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET", "1") != "1" or (
+    "TRITON_INTERPRET" not in os.environ and sys.modules.get("triton") is not None
+):
+    raise pytest.UsageError(
+        "these tests need Triton's interpreter, which is switched off, or Triton was imported "
+        "before it was on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
+    )
+os.environ["TRITON_INTERPRET"] = "1"
 INSTALLED = importlib.util.find_spec("triton") is not None
 # these import kernels; test_aot.py stays, to say why nothing ran
 collect_ignore_glob = [] if INSTALLED else ["test_triton_*.py"]
-
-if INSTALLED:
-    import triton
-
-    if not triton.knobs.runtime.interpret:
-        raise pytest.UsageError(
-            "these tests need Triton's interpreter, and something imported Triton before it could "
-            "be switched on; run `TRITON_INTERPRET=1 python -m pytest tests/triton_kernels`"
-        )
 
 
 def pytest_collection_modifyitems(items):
