@@ -170,13 +170,14 @@ def sample(
     import torch
 
     from fastgen import checkpoint, figures
+    from fastgen.device import chosen
 
     path = Path(out)
     if path.suffix not in (".png", ".npz", ".npy"):
         raise ValueError(f"fastgen.sample: out must end in .png, .npz or .npy, got {out!r}")
     if n < 0:
         raise ValueError(f"fastgen.sample: n must be at least 0, got {n}; say how many images")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     model = checkpoint.load(directory, device=device)
     classes = getattr(model, "classes", None)
     labels = None

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen import checkpoint
+from fastgen.device import chosen
 from fastgen.log import Log
 from fastgen.progress import Progress, clock
 
@@ -171,8 +172,7 @@ class _Run:
     def __init__(self, model: nn.Module, data, arguments: dict, interrupts: _Interrupts):
         self.data, self.arguments, self.interrupts = data, arguments, interrupts
         self.out = Path(arguments["out"])
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(arguments["device"] or default)
+        self.device = chosen(arguments["device"])
         self.model = model.to(self.device)
         kind = getattr(model, "objective", Likelihood)
         options = {name: arguments[name] for name in ("lr", "weight_decay", "clip_grad")}

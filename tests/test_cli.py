@@ -109,6 +109,7 @@ def test_sample_writes_pictures_and_codes(trained, tmp_path):
         ("sample {trained} --label 10", "label must be in 0..9, got 10"),
         ("sample {trained} --temperature 0", "temperature"),
         ("bench nothing", "nothing"),
+        ("sample {trained} -n 1 --device foo", "device must be one that torch can use"),
     ],
 )
 def test_errors_are_one_readable_line(line, message, trained, tmp_path, capsys):

@@ -289,7 +289,12 @@ def test_bad_input_says_what_to_do(kind, options, arguments, error, named):
     "arguments, named",
     [
         (dict(shape=(8, 8)), r"shape must be \(C, H, W\), got \(8, 8\)"),
+        (dict(shape=4), r"shape must be \(C, H, W\), got 4"),
         (dict(levels=0), "levels must be a positive int, got 0"),
+        (dict(layers=-1), "layers must be an int >= 0, got -1"),
+        (dict(layers=1.5), "layers must be an int >= 0, got 1.5"),
+        (dict(channels=0), "channels must be a positive int, got 0"),
+        (dict(head_channels=6.0), "head_channels must be a positive int, got 6.0"),
         (dict(classes=0), "classes must be a positive int, got 0"),
         (dict(condition_channels=-1), "condition_channels must be a positive int, got -1"),
         (dict(shape=COLOR, channels=64), "channels must be a multiple of . for images of 3"),

@@ -154,7 +154,7 @@ def _checked_path(spec: str | os.PathLike) -> Path:
             f"known names: {', '.join(_NAMES)}"
         )
     path = Path(spec).expanduser()
-    if not path.exists():
+    if not str(spec) or not (path.is_dir() or path.is_file()):
         raise FileNotFoundError(
             f"fastgen.data: spec must be one of {', '.join(_NAMES)} or an existing path, got "
             f"{str(spec)!r}; give a folder or file of IDX (.gz), .npz, .npy or images"

@@ -33,21 +33,17 @@ class Autoregressive(nn.Module):
 
     def __init__(self, shape, levels, classes=None, condition_channels=None):
         super().__init__()
+        remedy = "an 8-bit grey image has shape (1, H, W) and 256 levels"
+        if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+            self._refuse("shape", "must be (C, H, W)", shape, remedy)
+        for size in shape:
+            self._check_int("shape", size, remedy)
+        self._check_int("levels", levels, remedy)
+        for argument, value in (("classes", classes), ("condition_channels", condition_channels)):
+            if value is not None:
+                self._check_int(argument, value, "leave it out for a model without")
         self.shape = tuple(shape)
         self.levels, self.classes, self.condition_channels = levels, classes, condition_channels
-        for argument, value in (
-            ("shape", self.shape if len(self.shape) == 3 else None),
-            ("levels", (levels,)),
-            ("classes", (1 if classes is None else classes,)),
-            ("condition_channels", (1 if condition_channels is None else condition_channels,)),
-        ):
-            if value is None or not all(isinstance(v, int) and v >= 1 for v in value):
-                self._refuse(
-                    argument,
-                    "must be (C, H, W)" if argument == "shape" else "must be a positive int",
-                    shape if argument == "shape" else value[0],
-                    "an 8-bit grey image has shape (1, H, W) and 256 levels",
-                )
         self.order = "raster" if self.shape[0] == 1 else "subpixel"
         self.likelihood = Categorical(levels)
 
@@ -121,6 +117,11 @@ class Autoregressive(nn.Module):
     def _logits(self, y: Tensor) -> Tensor:
         """(B, C * levels, H, W), colour by colour, as (B, levels, C, H, W)."""
         return y.unflatten(1, (self.shape[0], self.levels)).transpose(1, 2)
+
+    def _check_int(self, argument, value, remedy, least=1):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            expected = "a positive int" if least == 1 else f"an int >= {least}"
+            self._refuse(argument, f"must be {expected}", value, remedy)
 
     def _check_multiple(self, argument, value, multiple):
         if value % multiple:

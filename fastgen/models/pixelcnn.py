@@ -69,8 +69,11 @@ class PixelCNN(Autoregressive):
     ):
         super().__init__(shape, levels, classes, condition_channels)
         colors = self.shape[0]
-        channels = channels or (64 if colors == 1 else 96)
-        head_channels = head_channels or 2 * channels
+        channels = (64 if colors == 1 else 96) if channels is None else channels
+        self._check_int("channels", channels, "leave it out for the default")
+        head_channels = 2 * channels if head_channels is None else head_channels
+        self._check_int("head_channels", head_channels, "leave it out for the default")
+        self._check_int("layers", layers, "0 leaves the first layer and the head", least=0)
         self._check_multiple("channels", channels, 2 * colors)
         self._check_multiple("head_channels", head_channels, colors)
         self.config = {
