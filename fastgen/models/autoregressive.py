@@ -47,6 +47,31 @@ class Autoregressive(nn.Module):
         self.order = "raster" if self.shape[0] == 1 else "subpixel"
         self.likelihood = Categorical(levels)
 
+    def _configure(self, multiple, *, channels, head_channels, layers, **others):
+        """Checks the sizes, sets `config`, and returns (channels, head_channels) with their
+        defaults; channels are a multiple of `multiple`, head_channels of the colours."""
+        colors = self.shape[0]
+        channels = (64 if colors == 1 else 96) if channels is None else channels
+        head_channels = 2 * channels if head_channels is None else head_channels
+        for name, value, divisor in (
+            ("channels", channels, multiple),
+            ("head_channels", head_channels, colors),
+        ):
+            self._check_int(name, value, "leave it out for the default")
+            self._check_multiple(name, value, divisor)
+        self._check_int("layers", layers, "0 leaves the first layer and the head", least=0)
+        self.config = {
+            "shape": list(self.shape),
+            "levels": self.levels,
+            "channels": channels,
+            "layers": layers,
+            "head_channels": head_channels,
+            "classes": self.classes,
+            "condition_channels": self.condition_channels,
+            **others,
+        }
+        return channels, head_channels
+
     def log_prob(self, codes: Tensor, condition=None) -> Tensor:
         """log p(codes | condition) in nats, (B,)."""
         self._check_values(codes, condition)

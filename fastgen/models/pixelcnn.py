@@ -69,25 +69,15 @@ class PixelCNN(Autoregressive):
     ):
         super().__init__(shape, levels, classes, condition_channels)
         colors = self.shape[0]
-        channels = (64 if colors == 1 else 96) if channels is None else channels
-        self._check_int("channels", channels, "leave it out for the default")
-        head_channels = 2 * channels if head_channels is None else head_channels
-        self._check_int("head_channels", head_channels, "leave it out for the default")
-        self._check_int("layers", layers, "0 leaves the first layer and the head", least=0)
-        self._check_multiple("channels", channels, 2 * colors)
-        self._check_multiple("head_channels", head_channels, colors)
-        self.config = {
-            "shape": list(self.shape),
-            "levels": levels,
-            "channels": channels,
-            "layers": layers,
-            "kernel_size": kernel_size,
-            "first_kernel_size": first_kernel_size,
-            "head_channels": head_channels,
-            "classes": classes,
-            "condition_channels": condition_channels,
-            "dropout": dropout,
-        }
+        channels, head_channels = self._configure(
+            2 * colors,
+            channels=channels,
+            head_channels=head_channels,
+            layers=layers,
+            kernel_size=kernel_size,
+            first_kernel_size=first_kernel_size,
+            dropout=dropout,
+        )
         self.first = MaskedConv2d(colors, channels, first_kernel_size, "A", colors)
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, kernel_size, colors, classes, condition_channels, dropout)
