@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -284,8 +283,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv2d_backward(const Tensor& grad, co
     }
   }
   if (needs[1]) {
-    grad_weight = at::zeros(weight.sizes(), weight.options());
-    grad_weight = grad_weight.contiguous(weight.suggest_memory_format());
+    grad_weight = at::empty(weight.sizes(), weight.options(), weight.suggest_memory_format());
+    grad_weight.zero_();
   }
   if (needs[2]) grad_bias = at::zeros({weight.size(0)}, weight.options());
   if ((needs[1] || needs[2]) && grad.numel() > 0) {
