@@ -1,4 +1,4 @@
-"""Expressions of graph.py as trees: rewriting, comparing, and turning them into straight-line code."""
+"""Expressions of graph.py as trees: rewriting, comparing, turning them into straight-line code."""
 
 import numpy as np
 

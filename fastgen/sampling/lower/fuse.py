@@ -38,7 +38,7 @@ def fuse(plan: Plan):
 
 
 def positions_in(node, addresses):
-    """(positions, channel) if the addresses are one channel of distinct cells of node, else None."""
+    """(positions, channel) if the addresses are one channel of distinct cells of node."""
     if not len(addresses) or not (addresses >= node.base).all():
         return None
     positions, channel = np.divmod(addresses - node.base, node.nch)
