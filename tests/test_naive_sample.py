@@ -253,7 +253,7 @@ def known(value=0, shape=SHAPE, dtype=torch.int64):
         (dict(fn=nn.Identity()), ValueError, r"fn must be in eval mode.*\.eval\(\)"),
         (dict(fn=lambda x: None), TypeError, "fn must return a tensor, got NoneType"),
         (dict(fn=lambda x: x), ValueError, r"fn must return \(6, K, 1, 3, 4\), got \(6, 1, 3, 4\)"),
-        (dict(fn=lambda x: torch.zeros(6, 3, 1, 3, 4)), ValueError, r"levels=5, C, ...\), got"),
+        (dict(fn=lambda x: torch.zeros(6, 3, 1, 3, 4)), ValueError, r"K=5, C, ...\), got"),
         (dict(shape=(3, 4, 4, 4)), ValueError, "shape must be"),
         (dict(shape=(1, 0, 4)), ValueError, "shape must be"),
         (dict(likelihood="softmax"), TypeError, "likelihood must have 'levels', got str"),
