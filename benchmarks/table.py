@@ -13,6 +13,7 @@ class Row:
 
     values: column key -> number, word or None.
     goals: column key -> least value aimed at.
+    most: column key -> largest value aimed at, where less is better.
     bounds: column key -> most the measured limit leaves possible; said beside goals beyond it.
     step: the function the row is about, for whoever wants to time it again.
     wrong: what is wrong with the results; such a row has no figures.
@@ -23,12 +24,14 @@ class Row:
     bounds: dict[str, float] = field(default_factory=dict)
     step: Callable[[], object] | None = None
     wrong: str | None = None
+    most: dict[str, float] = field(default_factory=dict)
 
     @property
     def missed(self) -> list[str]:
-        """The keys of the columns that were measured and stay below their goal."""
-        reached = {k: self.values.get(k) for k in self.goals}
-        return [k for k, v in reached.items() if isinstance(v, float) and v < self.goals[k]]
+        """The keys of the columns that were measured and do not reach their goal."""
+        measured = {k: v for k, v in self.values.items() if isinstance(v, float)}
+        below = [k for k, goal in self.goals.items() if measured.get(k, goal) < goal]
+        return below + [k for k, goal in self.most.items() if measured.get(k, goal) > goal]
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Table:
     """A table not yet measured.
 
     title, note: what is compared, and how to read it.
-    columns: key -> (heading, format). "{:.2f}" formats are rounded down: 0.879 has not reached
-        0.88.
+    columns: key -> (heading, format). "{:.2f}" formats are rounded to the worse side: 0.879 has
+        not reached 0.88.
     cases: row name -> function that measures the row; it raises AssertionError when a result is
         wrong, before anything is timed.
     """
@@ -70,6 +73,7 @@ class Table:
                     "case": name,
                     "values": row.values,
                     "goals": row.goals,
+                    "most": row.most,
                     "bounds": row.bounds,
                     "wrong": row.wrong,
                 }
@@ -87,10 +91,12 @@ class Table:
         return f"| {name.ljust(first)} | {' | '.join(padded)} |"
 
     def _cell(self, row: Row, key: str) -> str:
-        value, goal = row.values.get(key), row.goals.get(key)
+        value, goal = row.values.get(key), row.goals.get(key, row.most.get(key))
         if value is None:
             return ""
-        text = value if isinstance(value, str) else _formatted(self.columns[key][1], value)
+        text = value
+        if not isinstance(value, str):
+            text = _formatted(self.columns[key][1], value, up=key in row.most)
         if goal is None:
             return text
         if isinstance(value, str):
@@ -100,7 +106,7 @@ class Table:
         return f"{text} ({goal:g}{limit}) {'✗' if key in row.missed else '✓'}"
 
 
-def _formatted(style: str, value: float) -> str:
+def _formatted(style: str, value: float, up: bool) -> str:
     if ".2f" in style and math.isfinite(value):
-        value = math.floor(value * 100) / 100
+        value = (math.ceil if up else math.floor)(value * 100) / 100
     return style.format(value)

@@ -98,3 +98,19 @@ class Program:
     # static cells, loaded before the first entry
     constants: list  # [(slots int32 (npos,), width, values float64 (npos, nch))]
     conditions: list  # [(source, slots int32 (npos,), width, elements int64 (npos, nch))]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of matrix products, for one image."""
+        total = 0
+        for instruction in self.instructions:
+            counts, rows = [c.count for c in instruction.columns], len(instruction.table)
+            if instruction.kind == "linear":
+                total += rows * sum(counts[: instruction.taps]) * instruction.nacc
+            elif instruction.kind == "dot":
+                total += rows * counts[0]
+            elif instruction.kind == "mix":
+                terms = len(counts) // 2
+                present = int((instruction.table[:, 1 : 1 + terms] >= 0).sum())
+                total += present * instruction.nch
+        return total
