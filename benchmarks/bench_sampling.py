@@ -1,4 +1,4 @@
-"""Whole batches of images drawn by the sampling compiler, in units of one forward of the network."""
+"""Whole batches of images from the sampling compiler, in units of one forward of the network."""
 
 from __future__ import annotations
 
