@@ -134,6 +134,16 @@ def test_temperature_divides_the_logits():
     assert torch.equal(draw(fn, seed=0, temperature=1e-6), draw(fn, seed=1, temperature=1e-6))
 
 
+def test_top_k_and_top_p_draw_from_the_likeliest_levels():
+    fn = Running(raster(SHAPE))
+    best = fn(draw(fn, seed=0, top_k=1)).argmax(1)
+    assert torch.equal(draw(fn, seed=0, top_k=1), best)
+    assert torch.equal(draw(fn, seed=1, top_p=1e-6), best)
+    codes = draw(fn, seed=0, top_k=2)
+    ranks = fn(codes).argsort(1, descending=True).argsort(1).gather(1, codes[:, None])
+    assert ranks.max() == 1
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_completion_keeps_what_is_known_and_sees_it(per_sample):
     shape = (6, *SHAPE) if per_sample else SHAPE
@@ -252,8 +262,8 @@ def known(value=0, shape=SHAPE, dtype=torch.int64):
         (dict(fn=3), TypeError, "fn must be callable, got int"),
         (dict(fn=nn.Identity()), ValueError, r"fn must be in eval mode.*\.eval\(\)"),
         (dict(fn=lambda x: None), TypeError, "fn must return a tensor, got NoneType"),
-        (dict(fn=lambda x: x), ValueError, r"fn must return \(6, K, 1, 3, 4\), got \(6, 1, 3, 4\)"),
-        (dict(fn=lambda x: torch.zeros(6, 3, 1, 3, 4)), ValueError, r"K=5, C, ...\), got"),
+        (dict(fn=lambda x: x), ValueError, r"must return \(6, K=5, 1, 3, 4\), got \(6, 1, 3, 4\)"),
+        (dict(fn=lambda x: torch.zeros(6, 3, 1, 3, 4)), ValueError, r"K=5, 1, 3, 4\), got"),
         (dict(shape=(3, 4, 4, 4)), ValueError, "shape must be"),
         (dict(shape=(1, 0, 4)), ValueError, "shape must be"),
         (dict(likelihood="softmax"), TypeError, "likelihood must have 'levels', got str"),
@@ -265,6 +275,11 @@ def known(value=0, shape=SHAPE, dtype=torch.int64):
         (dict(temperature=-1), ValueError, "temperature must"),
         (dict(temperature=math.nan), ValueError, "temperature must"),
         (dict(temperature=math.inf), ValueError, "temperature must"),
+        (dict(top_k=0), ValueError, "top_k must be an int in 1 .. 5, got 0"),
+        (dict(top_k=6), ValueError, "top_k must"),
+        (dict(top_p=0.0), ValueError, r"top_p must lie in \(0, 1\], got 0.0"),
+        (dict(top_p=math.nan), ValueError, "top_p must"),
+        (dict(top_p=0.5, likelihood=Bernoulli()), ValueError, "top_p is for Categorical, got Ber"),
         (dict(batch=0), ValueError, "batch must be an int >= 1, got 0"),
         (dict(seed=1.5), TypeError, "seed must be an int, got 1.5"),
         (dict(seed=2**64), ValueError, "seed must fit 64 bits"),

@@ -6,6 +6,8 @@ import numbers
 import torch
 from torch import Tensor, nn
 
+from fastgen.likelihoods import Categorical
+
 
 def refuse(argument, expected, got, remedy, error=ValueError):
     raise error(f"fastgen.sampling: {argument} {expected}, got {got}; {remedy}")
@@ -76,16 +78,10 @@ def seed_of(seed, generator, uniforms):
     return int(word.random_(-(2**63), None, generator=generator)) % 2**64
 
 
-def check_call(fn, shape, likelihood, n, first_index, temperature, batch):
+def check_model(fn, shape, likelihood):
     if not callable(fn):
         refuse("fn", "must be callable", type(fn).__name__, "pass a module or function", TypeError)
-    if isinstance(fn, nn.Module) and fn.training:
-        refuse(
-            "fn",
-            "must be in eval mode",
-            "a module in train mode",
-            "call .eval() first: dropout and batch norm would change the distribution",
-        )
+    check_eval(fn)
     if len(shape) not in (2, 3) or not all(isinstance(s, int) and s >= 1 for s in shape):
         refuse("shape", "must be (C, H, W) or (C, L)", tuple(shape), "leave out the batch")
     for name in ("levels", "coupled", "uniforms", "sample"):
@@ -97,6 +93,19 @@ def check_call(fn, shape, likelihood, n, first_index, temperature, batch):
                 "see fastgen.likelihoods",
                 TypeError,
             )
+
+
+def check_eval(fn, argument="fn"):
+    if isinstance(fn, nn.Module) and fn.training:
+        refuse(
+            argument,
+            "must be in eval mode",
+            "a module in train mode",
+            "call .eval() first: dropout and batch norm would change the distribution",
+        )
+
+
+def check_draws(likelihood, n, first_index, temperature, top_k, top_p, batch):
     if not _is_int(n):
         refuse("n", "must be an int", repr(n), "say how many samples", TypeError)
     if n < 0:
@@ -110,6 +119,13 @@ def check_call(fn, shape, likelihood, n, first_index, temperature, batch):
             temperature,
             "1 is the model's own distribution",
         )
+    for name, value in (("top_k", top_k), ("top_p", top_p)):
+        if value is not None and not isinstance(likelihood, Categorical):
+            refuse(name, "is for Categorical", type(likelihood).__name__, "use temperature=")
+    if top_k is not None and (not _is_int(top_k) or not 1 <= top_k <= likelihood.levels):
+        refuse("top_k", f"must be an int in 1 .. {likelihood.levels}", top_k, "leave it out")
+    if top_p is not None and not 0 < top_p <= 1:
+        refuse("top_p", "must lie in (0, 1]", top_p, "leave it out for all levels")
     if batch is not None and (not _is_int(batch) or batch < 1):
         refuse("batch", "must be an int >= 1", batch, "leave it out for the default")
 
@@ -230,3 +246,33 @@ def device_of(fn, condition, uniforms):
         if isinstance(value, Tensor):
             return value.device
     return torch.device("cpu")
+
+
+def sliced(condition, part):
+    """The condition of some of the samples."""
+    if isinstance(condition, dict):
+        return {name: value[part] for name, value in condition.items()}
+    if isinstance(condition, tuple):
+        return tuple(value[part] for value in condition)
+    return condition[part]
+
+
+def checked_params(params, likelihood, codes):
+    """What fn returned for codes, if it has the shape that the likelihood needs."""
+    m, colors, *space = codes.shape
+    if not isinstance(params, Tensor):
+        refuse(
+            "fn",
+            "must return a tensor",
+            type(params).__name__,
+            "wrap it in a function that returns the parameters",
+            TypeError,
+        )
+    count = likelihood.parameters(colors) if hasattr(likelihood, "parameters") else None
+    last = (1 if likelihood.coupled else colors, *space)
+    shape = tuple(params.shape)
+    wrong_count = count is not None and shape[1:2] != (count,)
+    if len(shape) != len(codes.shape) + 1 or shape[0] != m or shape[2:] != last or wrong_count:
+        expected = ", ".join(map(str, (m, "K" if count is None else f"K={count}", *last)))
+        refuse("fn", f"must return ({expected})", shape, "K counts the parameters of one colour")
+    return params

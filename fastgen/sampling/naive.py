@@ -8,14 +8,16 @@ from torch import Tensor
 from fastgen.progress import Progress
 from fastgen.reference.philox import sampling_uniforms
 from fastgen.sampling.arguments import (
-    check_call,
     check_condition,
+    check_draws,
+    check_model,
     check_uniforms,
+    checked_params,
     completion,
     device_of,
     ranks_of,
-    refuse,
     seed_of,
+    sliced,
 )
 
 _BATCH = 64  # images at once: 200 MB of logits at 32x32x3 and 256 levels
@@ -35,6 +37,8 @@ def naive_sample(
     uniforms: Tensor | None = None,
     first_index: int = 0,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     known: Tensor | None = None,
     known_mask: Tensor | None = None,
     batch: int | None = None,
@@ -56,6 +60,7 @@ def naive_sample(
             the default generator if there is none of the three. Uniforms: float (n, D, C, H, W) in
             [0, 1), the draws themselves; D is `likelihood.uniforms`.
         temperature: > 0; 1 is the model's own distribution.
+        top_k, top_p: for `Categorical`: draw from the likeliest levels only.
         known, known_mask: completion. int64 codes and bool, (C, H, W) or (n, C, H, W): where the
             mask is True the code is kept, and later steps see it.
         batch: images per forward; default 64.
@@ -69,7 +74,8 @@ def naive_sample(
         TypeError, ValueError: an argument is not as above; fn is a module in train mode; fn's
             result has another shape. RuntimeError: fn's result holds NaN where a code is drawn.
     """
-    check_call(fn, shape, likelihood, n, first_index, temperature, batch)
+    check_model(fn, shape, likelihood)
+    check_draws(likelihood, n, first_index, temperature, top_k, top_p, batch)
     shape = tuple(shape)
     device = device_of(fn, condition, uniforms)
     steps = _steps(ranks_of(order, shape, likelihood.coupled).to(device))
@@ -77,6 +83,12 @@ def naive_sample(
     check_uniforms(uniforms, (n, likelihood.uniforms, *shape))
     check_condition(condition, n)
     known, known_mask = completion(known, known_mask, n, shape, likelihood.levels, device)
+
+    limits = {"top_k": top_k, "top_p": top_p}
+    limits = {name: value for name, value in limits.items() if value is not None}
+
+    def sample(params, noise):
+        return likelihood.sample(params, noise, temperature, **limits)
 
     codes = torch.zeros(n, *shape, dtype=torch.int64, device=device)
     size = min(n, batch or _BATCH)
@@ -92,7 +104,7 @@ def naive_sample(
                 draws = uniforms[part].to(device)
             call = fn
             if condition is not None:
-                call = _with_condition(fn, _sliced(condition, part))
+                call = _with_condition(fn, sliced(condition, part))
 
             def report(fraction, start=start, part=part):
                 images = part.stop if fraction == 1 else start
@@ -101,9 +113,9 @@ def naive_sample(
             codes[part] = _sample_batch(
                 call,
                 likelihood,
+                sample,
                 steps,
                 draws,
-                temperature,
                 known[part],
                 known_mask[part],
                 start,
@@ -112,7 +124,7 @@ def naive_sample(
     return codes
 
 
-def _sample_batch(fn, likelihood, steps, uniforms, temperature, known, known_mask, first, report):
+def _sample_batch(fn, likelihood, sample, steps, uniforms, known, known_mask, first, report):
     codes = torch.where(known_mask, known, 0).contiguous()
     m, colors = codes.shape[:2]
     flat_codes, flat_known = codes.view(m, colors, -1), known_mask.reshape(m, colors, -1)
@@ -120,11 +132,11 @@ def _sample_batch(fn, likelihood, steps, uniforms, temperature, known, known_mas
     for done, (step, positions) in enumerate(steps):
         drawn = step & ~flat_known[..., positions]
         if drawn.any():  # a step that is all known needs no forward
-            params = _checked_params(fn(codes), likelihood, codes).flatten(3)[..., positions]
+            params = checked_params(fn(codes), likelihood, codes).flatten(3)[..., positions]
             _check_nan(params, drawn, positions, codes.shape[2:], first)
             # a row per (sample, position): the form a likelihood draws in
             noise = flat_uniforms[..., positions]
-            new = likelihood.sample(_rows(params), _rows(noise), temperature)
+            new = sample(_rows(params), _rows(noise))
             new = new.view(m, len(positions), colors).transpose(1, 2)
             flat_codes[..., positions] = torch.where(drawn, new, flat_codes[..., positions])
         report((done + 1) / len(steps))
@@ -146,34 +158,8 @@ def _steps(ranks):
     return steps
 
 
-def _sliced(condition, part):
-    if isinstance(condition, dict):
-        return {name: value[part] for name, value in condition.items()}
-    if isinstance(condition, tuple):
-        return tuple(value[part] for value in condition)
-    return condition[part]
-
-
 def _with_condition(fn, condition):
     return lambda codes: fn(codes, condition)
-
-
-def _checked_params(params, likelihood, codes):
-    m, colors, *space = codes.shape
-    colors = 1 if likelihood.coupled else colors
-    if not isinstance(params, Tensor):
-        refuse(
-            "fn",
-            "must return a tensor",
-            type(params).__name__,
-            "wrap it in a function that returns the parameters",
-            TypeError,
-        )
-    shape = tuple(params.shape)
-    if len(shape) != len(codes.shape) + 1 or shape[0] != m or shape[2:] != (colors, *space):
-        expected = ", ".join(map(str, (m, "K", colors, *space)))
-        refuse("fn", f"must return ({expected})", shape, "K counts the parameters of one colour")
-    return params
 
 
 def _check_nan(params, drawn, positions, space, first):
