@@ -22,6 +22,9 @@ on, all in one cell; absent, that is zeros, where a == 0):
     dot        scalar: sum over k < width of cell(a[p])[k] * cell(b[p])[k]
     mix        sum over j of scalar(weights[p, j]) * cell(cells[p, j])[:nch]; weight 0 (the
                zero address) contributes nothing and its cell is not read
+    attention  sum over j of w_j * cell(cells[p, j])[:nch], w the softmax over j of
+               scale * (cell(a[p])[:width] . cell(weights[p, j])[:width]); address 0: no such j.
+               Made by lowering, never by the tracer
 
 An expression is a nested tuple: a leaf ("acc", first channel) | ("op", operand, first channel) |
 ("num", float) | ("val", array (nch,)), or (function, argument, ...) with a function of EXPRESSIONS.

@@ -26,7 +26,7 @@ class Column:
 
 @dataclass
 class Instruction:
-    """kind: as in graph.py: linear map gather lookup row dot mix.
+    """kind: as in graph.py: linear map gather lookup row dot mix attention.
 
     table int32 (rows, 1 + len(columns) [+ 1 for gate_both]): out, one per column, [second out].
     columns by kind:
@@ -38,6 +38,9 @@ class Instruction:
       row     runs of channels, side by side the row; absent (-1) only for columns of count 1
       dot     a, b
       mix     J weights of count 1, then J cells; absent (-1) in both at once
+      attention  query, key, value; the table's rows are (out, query, first pair, pairs): which of
+              `pairs` int32 (n, 2), slots of a key and a value, the query attends to. The weights
+              are softmax(args["scale"] * (query . key))
     epilogue of linear: "none", "relu", "gate", "gate_both" or "code"; of map: "code". "gate": nacc
     is 2 * nch and the result tanh(acc[:nch]) * sigmoid(acc[nch:]); "gate_both" also stores acc into
     the second out, of width `second_width`. How weights are packed for that is the executor's.
@@ -65,6 +68,7 @@ class Instruction:
     temporaries: int = 0
     # other kinds
     pick: np.ndarray | None = None  # int32 (nch, 2)
+    pairs: np.ndarray | None = None  # int32 (n, 2)
     lookup: np.ndarray | None = None  # float64 (rows, nch)
     function: str | None = None
     args: dict = field(default_factory=dict)
@@ -113,4 +117,6 @@ class Program:
                 terms = len(counts) // 2
                 present = int((instruction.table[:, 1 : 1 + terms] >= 0).sum())
                 total += present * instruction.nch
+            elif instruction.kind == "attention":
+                total += int(instruction.table[:, 3].sum()) * (counts[0] + counts[2])
         return total

@@ -315,6 +315,25 @@ class _Mix(_Instruction):
         return out
 
 
+class _Attention(_Instruction):
+    def prepare(self):
+        self.pairs = torch.as_tensor(self.i.pairs, device=self.device).long()
+
+    def compute(self, arena, table):
+        query, key, value = self.i.columns
+        rows = []
+        for _, slot, first, count in table.tolist():
+            keys, values = self.pairs[first : first + count].unbind(1)
+            q = arena[slot + query.channel :][: query.count]
+            k = arena[keys[:, None] + key.channel + torch.arange(key.count, device=self.device)]
+            v = arena[
+                values[:, None] + value.channel + torch.arange(value.count, device=self.device)
+            ]
+            weights = (torch.einsum("db,jdb->jb", q, k) * self.i.args["scale"]).softmax(0)
+            rows.append(torch.einsum("jb,jdb->db", weights, v))
+        return torch.stack(rows)
+
+
 _KINDS = {
     "linear": _Linear,
     "map": _Map,
@@ -323,6 +342,7 @@ _KINDS = {
     "row": _Row,
     "dot": _Dot,
     "mix": _Mix,
+    "attention": _Attention,
 }
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastgen.sampling.graph import Traced
+from fastgen.sampling.lower.attention import fuse_attention
 from fastgen.sampling.lower.emit import emit
 from fastgen.sampling.lower.fuse import fuse
 from fastgen.sampling.lower.gates import gates_in_registers
@@ -19,12 +20,14 @@ def lower(traced: Traced, *, chunk: int = 0, **passes) -> Program:
     return emit(optimize(traced, **passes), chunk)
 
 
-def optimize(traced: Traced, *, fusing=True, splitting=True, gates=True) -> Plan:
+def optimize(traced: Traced, *, attention=True, fusing=True, splitting=True, gates=True) -> Plan:
     """The scheduled plan, from which `emit` makes a program for each way of running it. Every pass
     can be left out, without a change of the result beyond rounding."""
     plan = begin(traced)
     _gather_parameters(plan)
     plan.drop_dead_nodes()
+    if attention:
+        fuse_attention(plan)
     if fusing:
         fuse(plan)
     plan.find_live_cells()

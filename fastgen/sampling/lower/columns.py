@@ -67,6 +67,14 @@ def _operands(plan, node):
         return [Operand(node.index, 1)]
     if node.kind == "dot":
         return [Operand(node.a, node.width), Operand(node.b, node.width)]
+    if node.kind == "attention":
+        keys = np.where(node.weights == 0, -1, node.weights)
+        values = np.where(node.cells == 0, -1, node.cells)
+        return (
+            [Operand(node.a, node.width)]
+            + [Operand(column, node.width) for column in keys.T]
+            + [Operand(column, node.nch) for column in values.T]
+        )
     if node.kind == "mix":
         absent = node.weights == 0
         weights, cells = np.where(absent, -1, node.weights), np.where(absent, -1, node.cells)
