@@ -8,7 +8,7 @@ shifts and concatenations are arithmetic on addresses and leave nothing behind.
 Kinds of nodes, and what position p computes (`cell(a)[:k]` is k consecutive channels from address a
 on, all in one cell; absent, that is zeros, where a == 0):
 
-    code       the codes drawn at p, as floats          code_index (npos, nch): flat index (C, space)
+    code       the codes drawn at p, as floats          code_index (npos, nch): in (C, *space)
     const      values (npos, nch)
     condition  values known when a call begins          source: which of the tape's outputs,
                                                         elements (npos, nch): flat index in it

@@ -325,13 +325,14 @@ class _Attention(_Instruction):
         for _, slot, first, count in table.tolist():
             keys, values = self.pairs[first : first + count].unbind(1)
             q = arena[slot + query.channel :][: query.count]
-            k = arena[keys[:, None] + key.channel + torch.arange(key.count, device=self.device)]
-            v = arena[
-                values[:, None] + value.channel + torch.arange(value.count, device=self.device)
-            ]
+            k, v = self.cells(arena, keys, key), self.cells(arena, values, value)
             weights = (torch.einsum("db,jdb->jb", q, k) * self.i.args["scale"]).softmax(0)
             rows.append(torch.einsum("jb,jdb->db", weights, v))
         return torch.stack(rows)
+
+    def cells(self, arena, slots, column):
+        channels = column.channel + torch.arange(column.count, device=self.device)
+        return arena[slots[:, None] + channels]
 
 
 _KINDS = {
