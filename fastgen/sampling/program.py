@@ -28,7 +28,8 @@ class Column:
 class Instruction:
     """kind: as in graph.py: linear map gather lookup row dot mix attention.
 
-    table int32 (rows, 1 + len(columns) [+ 1 for gate_both]): out, one per column, [second out].
+    table int32 (rows, 1 + len(columns) [+ second out] [+ len(sides)]): out, one per column,
+      further outs.
     columns by kind:
       linear  taps, then `adds`, then operands of the expression
       map     operands
@@ -46,7 +47,9 @@ class Instruction:
     the second out, of width `second_width`. How weights are packed for that is the executor's.
     code: straight-line program over values: [(function, result, arguments)], an argument being
     ("acc", first channel) | ("op", operand, first channel) | ("const", index, first channel) |
-    ("tmp", index, 0), the result ("tmp", index) or ("out",); consts (count, padded channels).
+    ("tmp", index, 0), the result ("tmp", index), ("out",), or ("out", k) for the k-th of `sides`,
+    counted from 1, cells that a linear with epilogue "code" computes besides; consts (count, padded
+    channels).
     """
 
     kind: str
@@ -63,6 +66,7 @@ class Instruction:
     adds: int = 0
     epilogue: str = "none"
     second_width: int = 0
+    sides: list = field(default_factory=list)  # Columns, as wide as their cells
     code: list = field(default_factory=list)
     consts: np.ndarray | None = None
     temporaries: int = 0

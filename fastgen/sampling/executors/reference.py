@@ -168,7 +168,7 @@ class _Instruction:
     def read_all(self, arena, table, columns):
         return [self.read(arena, table, column) for column in columns]
 
-    def evaluate(self, acc, operands):
+    def evaluate(self, arena, table, acc, operands):
         """The straight-line program `code`."""
         nch, temporaries = self.i.nch, {}
 
@@ -183,12 +183,18 @@ class _Instruction:
             operand, column = operands[at[0]], self.i.columns[self.first_operand + at[0]]
             return operand if column.broadcast else operand[:, at[1] : at[1] + nch]
 
-        for function, result, arguments in self.i.code:
-            out = _FUNCTIONS[function](*map(value, arguments))
-            if result[0] == "tmp":
-                temporaries[result[1]] = out
         rows, images = (acc if acc is not None else operands[0]).shape[::2]
-        return out.expand(rows, nch, images)
+        main, first_side = None, table.shape[1] - len(self.i.sides)
+        for function, (kind, *at), arguments in self.i.code:
+            result = _FUNCTIONS[function](*map(value, arguments))
+            if kind == "tmp":
+                temporaries[at[0]] = result
+            elif at:
+                side = table[:, first_side + at[0] - 1]
+                self.store(arena, side, result.expand(rows, nch, images))
+            else:
+                main = result.expand(rows, nch, images)
+        return main
 
 
 class _Linear(_Instruction):
@@ -214,7 +220,7 @@ class _Linear(_Instruction):
             return acc.relu()
         if i.epilogue == "code":
             operands = range(self.first_operand, len(i.columns))
-            return self.evaluate(acc, self.read_all(arena, table, operands))
+            return self.evaluate(arena, table, acc, self.read_all(arena, table, operands))
         if i.epilogue == "gate_both":
             self.store(arena, table[:, -1], acc)
         a, b = acc.split(i.nch, 1)
@@ -228,7 +234,9 @@ class _Map(_Instruction):
         self.consts = self.tensor(self.i.consts)
 
     def compute(self, arena, table):
-        return self.evaluate(None, self.read_all(arena, table, range(len(self.i.columns))))
+        return self.evaluate(
+            arena, table, None, self.read_all(arena, table, range(len(self.i.columns)))
+        )
 
 
 class _Gather(_Instruction):

@@ -9,6 +9,7 @@ from fastgen.sampling.lower.fuse import fuse
 from fastgen.sampling.lower.gates import gates_in_registers
 from fastgen.sampling.lower.plan import Plan, begin
 from fastgen.sampling.lower.schedule import schedule
+from fastgen.sampling.lower.sides import sides_of_linears
 from fastgen.sampling.lower.split import split_by_readiness
 from fastgen.sampling.program import Program
 
@@ -20,7 +21,9 @@ def lower(traced: Traced, *, chunk: int = 0, **passes) -> Program:
     return emit(optimize(traced, **passes), chunk)
 
 
-def optimize(traced: Traced, *, attention=True, fusing=True, splitting=True, gates=True) -> Plan:
+def optimize(
+    traced: Traced, *, attention=True, fusing=True, splitting=True, gates=True, sides=False
+) -> Plan:
     """The scheduled plan, from which `emit` makes a program for each way of running it. Every pass
     can be left out, without a change of the result beyond rounding."""
     plan = begin(traced)
@@ -37,6 +40,8 @@ def optimize(traced: Traced, *, attention=True, fusing=True, splitting=True, gat
         plan.find_live_cells()
     if gates:
         gates_in_registers(plan)
+    if sides:
+        sides_of_linears(plan)
     schedule(plan)
     return plan
 

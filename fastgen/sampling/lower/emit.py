@@ -76,8 +76,8 @@ class _Arena:
 
     def __init__(self, plan, rows, entries):
         graph = plan.graph
-        gates = {gate: linear for linear, gate in plan.gates.items()}
-        nodes = [n for n in plan.nodes if n.kind in STATIC or n in plan.step] + list(gates)
+        with_linear = plan.computed_with()
+        nodes = [n for n in plan.nodes if n.kind in STATIC or n in plan.step] + list(with_linear)
         self.graph, self.static = graph, [n for n in nodes if n.kind in STATIC]
         operands = [operand.addresses for part in rows for operand in part.operands]
         self.width = common_widths(graph, nodes, operands)
@@ -92,8 +92,8 @@ class _Arena:
             if instruction >= 0:
                 part = rows[instruction]
                 birth[part.node][part.positions[first : first + count]] = at
-        for gate, linear in gates.items():
-            birth[gate] = birth[linear]
+        for node, linear in with_linear.items():
+            birth[node] = birth[linear]
         death = {node: np.full(node.npos, -1, np.int64) for node in graph.nodes}
 
         def read(addresses, at):
@@ -173,10 +173,14 @@ def _instruction(plan, part, arena):
         instruction.weight, instruction.bias = node.weight, node.bias
         instruction.taps, instruction.adds = len(node.taps), len(node.adds)
     if node.kind in ("linear", "map"):
-        _set_epilogue(instruction, node, out is not node)
+        sides = [side.expr for side in plan.sides.get(node, ())]
+        _set_epilogue(instruction, node, out is not node, sides)
     if out is not node:
         table.append(arena.slots[node][part.positions])
         instruction.second_width = arena.width[node]
+    for side in plan.sides.get(node, ()):
+        table.append(arena.slots[side][part.positions])
+        instruction.sides.append(Column(arena.width[side], 0, side.nch))
     if node.kind == "attention":
         table, described, instruction.pairs = _pairs(table, described)
         instruction.columns = described
@@ -210,18 +214,19 @@ def _pairs(table, columns):
     return [out, query, first, counts], described, pool.astype(np.int32)
 
 
-def _set_epilogue(instruction, node, with_gate):
+def _set_epilogue(instruction, node, with_gate, sides):
     if with_gate:
         instruction.epilogue = "gate_both"
     elif node.expr == GATE:
         instruction.epilogue = "gate"
-    elif node.kind == "linear" and node.expr == ("acc", 0) and node.nch == node.nacc:
+    elif not sides and node.expr == ("acc", 0) and node.nch == node.nacc:
         instruction.epilogue = "none"
-    elif node.kind == "linear" and node.expr == ("relu", ("acc", 0)) and node.nch == node.nacc:
+    elif not sides and node.expr == ("relu", ("acc", 0)) and node.nch == node.nacc:
         instruction.epilogue = "relu"
     else:
         channels = -(-max(node.nch, instruction.nacc) // 64) * 64
-        code, consts, temporaries = expressions.straight_line(node.expr, channels)
+        exprs = [node.expr, *sides]
+        code, consts, temporaries = expressions.straight_line(exprs, channels)
         instruction.epilogue = "code"
         instruction.code, instruction.consts, instruction.temporaries = code, consts, temporaries
 

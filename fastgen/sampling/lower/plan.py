@@ -29,6 +29,7 @@ class Plan:
     live: dict = field(default_factory=dict)  # node -> bool (npos,)
     step: dict = field(default_factory=dict)  # node -> int32 (npos,), -1 where it is not computed
     gates: dict = field(default_factory=dict)  # linear -> map: the gate computed in its registers
+    sides: dict = field(default_factory=dict)  # linear -> [map]: computed from its registers too
 
     def producers(self, addresses) -> list:
         index = np.unique(self.graph.node_index(addresses))
@@ -50,6 +51,11 @@ class Plan:
         new = self.graph.add(kind, npos, nch, ready, **fields)
         self.nodes.insert(self.nodes.index(node), new)
         return new
+
+    def computed_with(self) -> dict:
+        """map -> the linear whose instruction computes it besides the linear's own cells."""
+        found = {gate: linear for linear, gate in self.gates.items()}
+        return found | {side: linear for linear, some in self.sides.items() for side in some}
 
     def batch(self, node) -> float:
         """Positions it is computed for at a time."""

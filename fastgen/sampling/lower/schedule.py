@@ -26,14 +26,15 @@ def schedule(plan: Plan):
             np.minimum.at(deadline[node], positions, at[mask])
 
     needed(plan.params, plan.draw_step)
-    plan.step = {}
+    plan.step, with_linear = {}, list(plan.computed_with().items())
     for node in reversed(plan.nodes):
         if node.kind in STATIC:
             continue
         live = np.flatnonzero(plan.live[node])
         last = deadline[node][live]
-        if node in plan.gates:
-            last = np.minimum(last, deadline[plan.gates[node]][live])
+        for other, linear in with_linear:
+            if linear is node:
+                last = np.minimum(last, deadline[other][live])
         step = np.full(node.npos, -1, np.int32)
         step[live] = _steps(node.ready[live], last)
         plan.step[node] = step
@@ -64,7 +65,7 @@ def chains(plan: Plan) -> dict:
     """linear -> the batched linear it follows position by position: run in turns, a few positions
     at a time, what one leaves in the cache is what the other reads."""
     follows = {}
-    computed_by = {gate: linear for linear, gate in plan.gates.items()}
+    computed_by = plan.computed_with()
     for node in plan.nodes:
         if node.kind != "linear" or len(node.taps) != 1 or node.adds or node.operands:
             continue

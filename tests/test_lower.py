@@ -1,0 +1,120 @@
+"""Lowering: whatever passes run, a program computes what the network computes, cells in time."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastgen.benchmarks import sampling_nets as nets
+from fastgen.sampling.arguments import ranks_of
+from fastgen.sampling.executors import ReferenceExecutor
+from fastgen.sampling.lower import emit, expressions, lower, optimize, slots
+from fastgen.sampling.trace import trace
+
+PASSES = ("attention", "fusing", "splitting", "gates", "sides")
+
+
+class HalfPruned(nets.PlainBatchNorm):
+    """Half of all weights zero at random: must not fall apart into a class a channel."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data *= torch.rand_like(parameter) > 0.5
+
+
+class Columns(nn.Module):
+    """Column-major order."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nets.PlainBatchNorm(16, 2, 8)
+
+    def forward(self, codes):
+        return self.net(codes.transpose(2, 3)).transpose(3, 4)
+
+
+CASES = {
+    "two stacks": (lambda: nets.TwoStacks(16, 2, 8), (1, 7, 6), 8, "raster"),
+    "batch norm": (lambda: nets.PlainBatchNorm(20, 3, 8), (1, 7, 6), 8, "raster"),
+    "half pruned": (lambda: HalfPruned(20, 3, 8), (1, 7, 6), 8, "raster"),
+    "colour groups": (lambda: nets.ColourGroups(18, 2, 6), (3, 5, 4), 6, "subpixel"),
+    "strides": (lambda: nets.ShiftedStreams(6, 8), (1, 6, 8), 8, "raster"),
+    "transformer": (lambda: nets.PixelTransformer((5, 4), 16, 2, 2, 8), (1, 5, 4), 8, "raster"),
+    "columns": (Columns, (1, 6, 5), 8, torch.arange(30).view(5, 6).T),
+}
+
+
+def traced_case(name, seed=0):
+    make, shape, levels, order = CASES[name]
+    torch.manual_seed(seed)
+    net = nets.randomise(make())
+    traced = trace(net, shape, ranks_of(order, shape, coupled=False), levels=levels)
+    codes = torch.randint(levels, (3, *shape))
+    with torch.no_grad():
+        values = net.double()(codes)
+    return traced, codes, values
+
+
+def parameters(program, codes, values):
+    """What the program computes, in the layout of the network's result."""
+    executor = ReferenceExecutor(program, torch.float64, poison=True)
+    flat = torch.full((len(codes), len(program.draws.param), program.parameters), torch.nan)
+    flat = flat.double()
+    assert executor.run(codes.flatten(1).contiguous(), params=flat) is None
+    index = torch.as_tensor(program.draws.index[:, 0]).long()
+    result = torch.full((*values.shape[:2], values[0, 0].numel()), torch.nan).double()
+    result[:, :, index] = flat.transpose(1, 2)
+    return result.view_as(values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_pass_on_and_off_computes_the_network(name):
+    traced, codes, values = traced_case(name)
+    for chosen in itertools.product((True, False), repeat=len(PASSES)):
+        plan = optimize(traced, **dict(zip(PASSES, chosen, strict=True)))
+        for chunk in (0, 2):
+            got = parameters(emit(plan, chunk), codes, values)
+            torch.testing.assert_close(got, values, rtol=0, atol=1e-5)  # float32 constants
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_initialisation(seed):
+    traced, codes, values = traced_case("half pruned", seed)
+    program = lower(traced)
+    torch.testing.assert_close(parameters(program, codes, values), values, rtol=0, atol=1e-5)
+    assert len(program.instructions) < 20
+
+
+def test_fusion_leaves_few_instructions():
+    program = lower(traced_case("two stacks")[0])
+    epilogues = [i.epilogue for i in program.instructions if i.kind == "linear"]
+    assert epilogues.count("gate") + epilogues.count("gate_both") == 5  # one has no reader
+    program = lower(traced_case("batch norm")[0])
+    assert {i.kind for i in program.instructions} <= {"linear", "map"}
+    assert sum(i.kind == "map" for i in program.instructions) <= 1  # the scaled codes
+    kinds = [i.kind for i in lower(traced_case("transformer")[0]).instructions]
+    assert "attention" in kinds and "dot" not in kinds and "mix" not in kinds
+
+
+def test_the_vertical_stack_runs_a_row_at_a_time():
+    traced = traced_case("two stacks")[0]
+    plan = optimize(traced)
+    rows = [plan.batch(n) for n in plan.nodes if n.kind == "linear" and len(n.taps) == 6]
+    assert rows and all(batch == 6 for batch in rows)
+
+
+def test_slots_are_used_again_and_never_too_early():
+    cells = np.array([(0, 2, 16), (1, 1, 16), (2, 5, 16), (3, 3, 8), (3, 4, 16)])
+    offsets, end = slots.allocate(cells, 16)
+    assert offsets.tolist() == [16, 32, 32, 48, 16] and end == 56
+
+
+def test_expressions_compute_equal_parts_once():
+    elu = ("elu", ("add", ("acc", 0), ("num", 1.0)))
+    code, consts, temporaries = expressions.straight_line([("mul", elu, ("neg", elu))], 16)
+    assert [function for function, *_ in code] == ["add", "elu", "neg", "mul"]
+    assert consts.shape == (1, 16) and temporaries == 2 or temporaries == 3
