@@ -248,6 +248,11 @@ def _refuse(stem, name, key, reason):
     return refuse
 
 
+def forced():
+    """The name of the backend in force for all ops, or None."""
+    return _forced[-1] if _forced else None
+
+
 @contextlib.contextmanager
 def use_backend(name):
     """Forces one backend ("reference", "cpu", "cuda" or "triton") for all ops inside the block.

@@ -77,6 +77,8 @@ ARROWS = {
         "fastgen.reference",
         "fastgen.progress",
         "fastgen.likelihoods",
+        "fastgen._backends",
+        "fastgen._load",
     ],
 }
 

@@ -159,12 +159,7 @@ def check_uniforms(uniforms, shape):
 def check_condition(condition, n):
     if condition is None:
         return
-    values = condition
-    if isinstance(condition, dict):
-        values = condition.values()
-    elif isinstance(condition, Tensor):
-        values = (condition,)
-    elif not isinstance(condition, tuple):
+    if not isinstance(condition, (dict, tuple, Tensor)):
         refuse(
             "condition",
             "must be a tensor, or a tuple or dict of tensors",
@@ -172,7 +167,7 @@ def check_condition(condition, n):
             "convert it with torch.as_tensor",
             TypeError,
         )
-    for value in values:
+    for value in tensors_of(condition):
         if not isinstance(value, Tensor):
             refuse(
                 "condition",
@@ -188,6 +183,44 @@ def check_condition(condition, n):
                 tuple(value.shape),
                 "give one row per sample",
             )
+
+
+def check_same_condition(condition, example):
+    """Refuses a condition of another structure, dtype or shape than the example, batch aside."""
+    if condition is None or example is None:
+        if condition is not None:
+            refuse(
+                "condition",
+                "must be None, as fn was compiled without one",
+                type(condition).__name__,
+                "compile it with condition=, an example of batch 1",
+            )
+        if example is not None:
+            refuse("condition", "must be given", None, "fn was compiled with one")
+        return
+    got, expected = _structure(condition), _structure(example)
+    if got != expected:
+        refuse(
+            "condition",
+            f"must be like the example it was compiled with, {expected}",
+            got,
+            "convert it, or compile with an example of that kind",
+        )
+
+
+def _structure(condition):
+    if isinstance(condition, dict):
+        return {name: _structure(value) for name, value in condition.items()}
+    if isinstance(condition, tuple):
+        return tuple(map(_structure, condition))
+    dtype = str(condition.dtype).removeprefix("torch.")
+    return f"{dtype} ({', '.join(('n', *map(str, condition.shape[1:])))})"
+
+
+def tensors_of(condition):
+    if isinstance(condition, dict):
+        return list(condition.values())
+    return list(condition) if isinstance(condition, tuple) else [condition]
 
 
 def completion(known, known_mask, n, shape, levels, device):
@@ -239,10 +272,7 @@ def device_of(fn, condition, uniforms):
     if isinstance(fn, nn.Module):
         for tensor in (*fn.parameters(), *fn.buffers()):
             return tensor.device
-    if isinstance(condition, (tuple, dict)):
-        values = condition.values() if isinstance(condition, dict) else condition
-        condition = next(iter(values), None)
-    for value in (condition, uniforms):
+    for value in (*tensors_of(condition), uniforms):
         if isinstance(value, Tensor):
             return value.device
     return torch.device("cpu")
