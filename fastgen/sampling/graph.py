@@ -175,6 +175,7 @@ class Traced:
         gives the values of the condition nodes.
     leaves: every outside tensor the graph was made from, to be fingerprinted.
     ops: Counter of the ATen ops seen.
+    modules: path -> every nn.Module that was called.
     """
 
     graph: Graph
@@ -185,3 +186,4 @@ class Traced:
     tape: object
     leaves: list
     ops: dict
+    modules: dict = field(default_factory=dict)

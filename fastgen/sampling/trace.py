@@ -1,0 +1,497 @@
+"""Runs a model once and writes down which values it computes from which codes.
+
+A dispatch mode sees every ATen op. Tensors are of three classes: those that depend on a code (each
+storage has a shadow with the address of every element), those that depend on the condition and on
+no code (their ops go on a tape), and all others, whose ops are run and forgotten: masks multiplied
+into weights, weight norm and positional tables are constants of the graph. A view of a storage
+is the same view of its shadow, so in-place ops on views need no rules of their own.
+"""
+
+import collections
+
+import numpy as np
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fastgen.sampling import rules
+from fastgen.sampling.build import Builder
+from fastgen.sampling.errors import UnsupportedModelError
+from fastgen.sampling.graph import NEVER, Traced
+from fastgen.sampling.tape import Tape, flat_condition, prepared, rebuilt_condition
+
+OUTSIDE, CONDITION, CODES = range(3)
+_SWEEP = 64  # ops between two looks for storages that are gone
+
+
+class _Storage:
+    """What is known of one storage. The weak reference keeps its address from being reused."""
+
+    __slots__ = ("weak", "kind", "shadow", "slot", "guard", "known")
+
+    def __init__(self, storage, kind):
+        self.weak = StorageWeakRef(storage)
+        self.kind = kind
+        self.shadow = self.slot = None
+        self.guard = False  # a range check's result: may be read by the host
+        self.known = True
+
+
+class Tracer(TorchDispatchMode):
+    def __init__(self, tape, paths):
+        super().__init__()
+        self.builder = Builder()
+        self.tape = tape
+        self.paths = paths
+        self.storages = {}
+        self.leaves = {}
+        self.ops = collections.Counter()
+        self.func = None
+        self._conditions = {}
+        self._since_sweep = 0
+
+    # classes of tensors
+
+    def _record(self, tensor):
+        return self.storages.get(tensor.untyped_storage()._cdata)
+
+    def _class(self, tensor):
+        record = self._record(tensor)
+        return OUTSIDE if record is None else record.kind
+
+    def is_traced(self, value):
+        """Does it depend on a code?"""
+        return isinstance(value, torch.Tensor) and self._class(value) == CODES
+
+    def is_constant(self, value):
+        return not isinstance(value, torch.Tensor) or self._class(value) == OUTSIDE
+
+    def _register(self, tensor, kind):
+        storage = tensor.untyped_storage()
+        record = self.storages.get(storage._cdata)
+        if record is None:
+            record = self.storages[storage._cdata] = _Storage(storage, kind)
+        return record
+
+    def _sweep(self):
+        self._since_sweep += 1
+        if self._since_sweep >= _SWEEP:
+            self._since_sweep = 0
+            gone = [key for key, record in self.storages.items() if record.weak.expired()]
+            for key in gone:
+                del self.storages[key]
+
+    # values and addresses of arguments, for the rules
+
+    def value(self, tensor):
+        """float64 array of a constant."""
+        if not isinstance(tensor, torch.Tensor):
+            return np.float64(tensor)
+        if self._class(tensor) != OUTSIDE:
+            self.refuse("needs a constant here", "compute it from neither codes nor condition")
+        return tensor.detach().to("cpu", torch.float64).resolve_neg().numpy()
+
+    def operand(self, value):
+        """Addresses (int64) of what is traced or depends on the condition, else values (float64)."""
+        if isinstance(value, torch.Tensor) and self._class(value) != OUTSIDE:
+            return self.addresses(value)
+        return self.value(value)
+
+    def addresses(self, tensor):
+        """int64 array in the tensor's shape; constants and condition become nodes."""
+        if not isinstance(tensor, torch.Tensor):
+            return self.builder.constants(np.float64(tensor))
+        record = self._record(tensor)
+        if record is None or record.kind == OUTSIDE:
+            return self.builder.constants(self.value(tensor))
+        if record.kind == CONDITION:
+            return self._condition_addresses(tensor, record)
+        if not record.known:
+            self.refuse("uses a result that is not kept", "use the op's first result only")
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return view.numpy().copy()
+
+    def _condition_addresses(self, tensor, record):
+        key = (record.slot, tensor._version, tuple(tensor.shape), tensor.stride())
+        key = (*key, tensor.storage_offset(), tensor.dtype)
+        if key not in self._conditions:
+            source = self.tape.source(self.tape.view(tensor, record.slot))
+            index = np.arange(tensor.numel()).reshape(tensor.shape)
+            last = np.moveaxis(index, 1, -1) if index.ndim >= 3 else np.atleast_1d(index)
+            elements = last.reshape(-1, last.shape[-1])
+            node = self.builder.add(
+                "condition", *elements.shape, 0, source=source, elements=elements
+            )
+            found = np.empty(tensor.numel(), np.int64)
+            found[elements] = self.builder.graph.addresses(node)
+            self._conditions[key] = found.reshape(tensor.shape)
+        return self._conditions[key]
+
+    def refuse(self, problem, remedy):
+        op = "the model" if self.func is None else str(self.func)
+        path = self.paths.current()
+        where = f" in module {path!r}" if path else ""
+        raise UnsupportedModelError(f"fastgen.compile_sampler: {op}{where} {problem}; {remedy}")
+
+    # results
+
+    def put(self, tensor, addresses):
+        """Makes a tensor's elements those at `addresses`."""
+        storage = tensor.untyped_storage()
+        record = self._register(tensor, CODES)
+        if record.kind != CODES:
+            self._promote(tensor, record)
+        if record.shadow is None:
+            count = max(1, storage.nbytes() // tensor.element_size())
+            record.shadow = torch.zeros(count, dtype=torch.int64)
+        view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        addresses = np.ascontiguousarray(addresses, np.int64).reshape(tensor.shape)
+        view.copy_(torch.from_numpy(addresses))
+
+    def _promote(self, tensor, record):
+        """A storage that held constants or condition values is written to from codes."""
+        count = tensor.untyped_storage().nbytes() // tensor.element_size()
+        whole = tensor.detach().as_strided((count,), (1,), 0)
+        addresses = self.addresses(whole)
+        self.leaves = {
+            key: leaf
+            for key, leaf in self.leaves.items()
+            if leaf.untyped_storage()._cdata != tensor.untyped_storage()._cdata
+        }
+        record.kind = CODES
+        record.shadow = torch.from_numpy(np.array(addresses, np.int64))
+
+    # dispatch
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = _tensors_in(args) + _tensors_in(tuple(kwargs.values()))
+        kind = max(map(self._class, tensors), default=OUTSIDE)
+        self._refuse_random(func, args, kwargs)
+        self._sweep()
+        if kind == OUTSIDE:
+            return self._outside(func, args, kwargs, tensors)
+        if func.is_view:
+            return func(*args, **kwargs)
+        self.func = func
+        self.builder.module = self.paths.current()
+        self.builder.op = func._schema.name
+        if kind == CONDITION:
+            return self._on_condition(func, args, kwargs, tensors)
+        self.ops[func._schema.name] += 1
+        return self._on_codes(func, args, kwargs, tensors)
+
+    def _refuse_random(self, func, args, kwargs):
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return
+        bound = rules.bound_arguments(func, args, kwargs)
+        if getattr(bound, "dropout_p", 1.0) == 0 or getattr(bound, "train", True) is False:
+            return
+        self.func = func
+        self.refuse("draws random numbers", "call .eval(), or take the noise out of the model")
+
+    def _outside(self, func, args, kwargs, tensors):
+        out = func(*args, **kwargs)
+        for tensor in tensors:
+            if self._record(tensor) is None:
+                self.leaves.setdefault(id(tensor), tensor)
+        if not func.is_view:
+            for tensor in _tensors_in((out,)):
+                if id(tensor) not in self.leaves and not any(
+                    tensor.untyped_storage()._cdata == leaf.untyped_storage()._cdata
+                    for leaf in tensors
+                ):
+                    self._register(tensor, OUTSIDE)
+        return out
+
+    def _on_condition(self, func, args, kwargs, tensors):
+        name = func._schema.name.split("::")[1]
+        guard = name in rules.RANGE_GUARDS and self._is_guard(name, args, kwargs)
+        if name in rules.HOST_READS:
+            if not guard:
+                self.refuse(
+                    "reads values that depend on the condition",
+                    "the program may not branch on them: compute with tensors, or compile one "
+                    "sampler for each case",
+                )
+            return func(*args, **kwargs)
+        for tensor in tensors:
+            if self._record(tensor) is None:
+                self.leaves.setdefault(id(tensor), tensor)
+        recorded = self._on_tape(args), self._on_tape(kwargs)
+        mutated = rules.mutated_arguments(func, args, kwargs)
+        out = func(*args, **kwargs)
+        results = []
+        inputs = {t.untyped_storage()._cdata for t in tensors}
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if not isinstance(tensor, torch.Tensor) or tensor.untyped_storage()._cdata in inputs:
+                results.append(None)
+                continue
+            record = self._register(tensor, CONDITION)
+            record.slot, record.guard = self.tape.slot(), guard
+            results.append(record.slot)
+        for tensor in mutated:
+            record = self._record(tensor)
+            if record is None or record.kind == OUTSIDE:
+                self.refuse(
+                    "writes condition values into a tensor made elsewhere",
+                    "build it from the condition with torch.cat, or clone the condition first",
+                )
+        self.tape.record(func, *recorded, tuple(results))
+        return out
+
+    def _on_tape(self, arg):
+        if isinstance(arg, torch.Tensor):
+            record = self._record(arg)
+            if record is not None and record.kind == CONDITION:
+                return self.tape.view(arg, record.slot)
+            # made during the trace: may be written to later on
+            return arg if record is None else arg.detach().clone()
+        if isinstance(arg, (list, tuple)):
+            return type(arg)(self._on_tape(a) for a in arg)
+        if isinstance(arg, dict):
+            return {key: self._on_tape(a) for key, a in arg.items()}
+        return arg
+
+    def _is_guard(self, name, args, kwargs):
+        """Reductions of anything are guards, comparisons only of guards and constants."""
+        if name in rules.GUARD_REDUCTIONS:
+            return True
+        tensors = _tensors_in(args) + _tensors_in(tuple(kwargs.values()))
+        return all(self._class(t) == OUTSIDE or self._record(t).guard for t in tensors)
+
+    def _on_codes(self, func, args, kwargs, tensors):
+        name = func._schema.name.split("::")[1]
+        guard = name in rules.RANGE_GUARDS and self._is_guard(name, args, kwargs)
+        if name in rules.HOST_READS:
+            if not guard:
+                self.refuse(
+                    "reads values that depend on the codes",
+                    "its control flow or shapes would differ from image to image: compute with "
+                    "tensors, such as torch.where",
+                )
+            return func(*args, **kwargs)
+        for tensor in tensors:
+            if self._record(tensor) is None:
+                self.leaves.setdefault(id(tensor), tensor)
+        mutated = rules.mutated_arguments(func, args, kwargs)
+        rule = rules.rule_for(func)
+        if rule is None:
+            return self._decomposed(func, args, kwargs)
+        with _disable_current_modes():
+            bound = rules.bound_arguments(func, args, kwargs)
+            found = rule(self, bound)
+        if found is rules.DECOMPOSE:
+            return self._decomposed(func, args, kwargs)
+        out = func(*args, **kwargs)
+        with _disable_current_modes():
+            targets = mutated or (out if isinstance(out, (tuple, list)) else (out,))
+            found = found if isinstance(found, list) else [found]
+            for tensor, addresses in zip(targets, found, strict=False):
+                if not isinstance(tensor, torch.Tensor):
+                    continue
+                if addresses is None:
+                    self._register(tensor, CODES).known = False
+                else:
+                    self.put(tensor, addresses)
+                    self._record(tensor).guard = guard
+        return out
+
+    def _decomposed(self, func, args, kwargs):
+        """Once more, in terms of simpler ops."""
+        simpler = rules.decomposition(func)
+        if simpler is None:
+            self.refuse("is not supported", "express it by supported ops, or ask for it")
+        with self:
+            out = simpler(*args, **kwargs)
+        if out is NotImplemented:
+            self.func = func
+            self.refuse("is not supported", "express it by supported ops, or ask for it")
+        return out
+
+
+def _tensors_in(values):
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(_tensors_in(value))
+    return found
+
+
+class ModulePaths:
+    """Which module is running, by global forward hooks; refuses modules that differ in training."""
+
+    _REFUSED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+    def __init__(self, root):
+        self.modules = {}
+        self._names = {}
+        self._stack = []
+        if isinstance(root, nn.Module):
+            self._learn(root, "")
+
+    def _learn(self, module, prefix):
+        for name, child in module.named_modules():
+            self._names.setdefault(child, ".".join(p for p in (prefix, name) if p))
+
+    def current(self):
+        return self._stack[-1] if self._stack else ""
+
+    def __enter__(self):
+        hooks = nn.modules.module
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *exception):
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module, args):
+        if module not in self._names:
+            self._learn(module, type(module).__name__)
+        name = self._names[module]
+        self._stack.append(name)
+        self.modules[name] = module
+        if module.training and isinstance(module, self._REFUSED):
+            raise UnsupportedModelError(
+                f"fastgen.compile_sampler: module {name!r} ({type(module).__name__}) is in train "
+                "mode; call .eval() on the model"
+            )
+
+    def _leave(self, module, args, output):
+        self._stack.pop()
+
+
+def trace(fn, shape, order_ranks, *, condition=None, params=None, levels=256, seed=0) -> Traced:
+    """Traces a model.
+
+    Args:
+        fn: ``fn(codes)`` or ``fn(codes, condition)`` for int64 codes (B, C, *space).
+        shape: (C, H, W) or (C, L).
+        order_ranks: int64 (C, positions), when each code is drawn; any integers, equal ones in the
+            same step.
+        condition: None, or an example of batch 1: a tensor, tuple or dict of tensors.
+        params: None, or a function from fn's result to (B, K, C or 1, *space).
+        levels: of the random codes that the model is run on.
+        seed: of these.
+
+    Raises:
+        UnsupportedModelError: the model cannot be compiled.
+    """
+    shape = tuple(shape)
+    ranks = np.unique(np.asarray(order_ranks), return_inverse=True)[1].reshape(shape[0], -1)
+    with torch.no_grad():
+        try:
+            return _traced(fn, shape, ranks, condition, params, levels, seed, batch=1)
+        except UnsupportedModelError:
+            raise
+        except Exception:
+            try:
+                return _traced(fn, shape, ranks, condition, params, levels, seed, batch=2)
+            except UnsupportedModelError:
+                raise
+            except Exception:
+                pass
+            raise
+
+
+def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, levels, (batch, *shape), generator=generator)
+    paths, tape = ModulePaths(fn), Tape(batch)
+    if isinstance(condition, dict):
+        tape.names = list(condition)
+    tracer = Tracer(tape, paths)
+
+    def call(codes):
+        tensors = [prepared(t, batch) for t in flat_condition(condition)]
+        return codes.clone(), tensors
+
+    own_codes, tensors = call(codes)
+    code_addresses = _code_nodes(tracer, own_codes, ranks)
+    for tensor in tensors:
+        record = tracer._register(tensor, CONDITION)
+        record.slot = tape.input()
+    arguments = (
+        (own_codes,)
+        if condition is None
+        else (
+            own_codes,
+            rebuilt_condition(condition, tensors),
+        )
+    )
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque op for a whole transformer layer
+    try:
+        with paths, tracer:
+            out = fn(*arguments)
+            out = out if params is None else params(out)
+        again_codes, again = call(codes)
+        arguments = (
+            (again_codes,)
+            if condition is None
+            else (
+                again_codes,
+                rebuilt_condition(condition, again),
+            )
+        )
+        out_again = fn(*arguments)
+        out_again = out_again if params is None else params(out_again)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    tracer.func = None
+    if not isinstance(out, torch.Tensor):
+        tracer.refuse(
+            f"returned {type(out).__name__}", "return a tensor, or take it out with params="
+        )
+    expected = f"({batch}, K, {shape[0]} or 1, {', '.join(map(str, shape[1:]))})"
+    fits = out.dim() == len(shape) + 2 and out.shape[0] == batch
+    if not fits or out.shape[2] not in (1, shape[0]) or tuple(out.shape[3:]) != shape[1:]:
+        tracer.refuse(
+            f"returned shape {tuple(out.shape)} where {expected} is needed",
+            "rearrange it with params=",
+        )
+    if out.shape != out_again.shape or not torch.equal(
+        torch.nan_to_num(out), torch.nan_to_num(out_again)
+    ):
+        tracer.refuse(
+            "gave different results for equal codes", "it must keep no state between calls"
+        )
+    with _disable_current_modes():
+        params_addresses = tracer.addresses(out)[0].reshape(out.shape[1], out.shape[2], -1)
+    return Traced(
+        graph=tracer.builder.graph,
+        codes=code_addresses[0].reshape(-1),
+        params=params_addresses,
+        ranks=ranks,
+        steps=int(ranks.max()) + 1,
+        tape=tape,
+        leaves=list(tracer.leaves.values()),
+        ops=tracer.ops,
+        modules=paths.modules,
+    )
+
+
+def _code_nodes(tracer, codes, ranks):
+    """One node if the colours of a position are drawn together, else one for each colour."""
+    batch, colors = codes.shape[:2]
+    positions = ranks.shape[1]
+    index = np.arange(ranks.size).reshape(ranks.shape)
+    addresses = np.zeros((batch, *ranks.shape), np.int64)
+    together = (ranks == ranks[:1]).all()
+    groups = [np.arange(colors)] if together else [np.array([c]) for c in range(colors)]
+    for sample in range(batch):
+        for group in groups:
+            ready = ranks[group[0]] + 1 if sample == 0 else NEVER
+            node = tracer.builder.add(
+                "code", positions, len(group), ready, code_index=index[group].T
+            )
+            addresses[sample, group] = tracer.builder.graph.addresses(node).T
+    tracer.put(codes, addresses.reshape(codes.shape))
+    return addresses
