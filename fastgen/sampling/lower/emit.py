@@ -92,8 +92,8 @@ class _Arena:
             if instruction >= 0:
                 part = rows[instruction]
                 birth[part.node][part.positions[first : first + count]] = at
-        for node, linear in with_linear.items():
-            birth[node] = birth[linear]
+        for node, (linear, positions) in with_linear.items():
+            birth[node] = birth[linear][positions]
         death = {node: np.full(node.npos, -1, np.int64) for node in graph.nodes}
 
         def read(addresses, at):
@@ -123,7 +123,8 @@ class _Arena:
                 owners, np.split(offsets, np.cumsum([len(p) for _, p in owners])[:-1]), strict=True
             ):
                 self.slots[node][positions] = part
-        self.floats = top
+        self.unread = top  # what is computed besides and nowhere read
+        self.floats = top + self.zero_width
 
     def column(self, operand) -> tuple:
         """(slots (rows,), Column)"""
@@ -173,13 +174,15 @@ def _instruction(plan, part, arena):
         instruction.weight, instruction.bias = node.weight, node.bias
         instruction.taps, instruction.adds = len(node.taps), len(node.adds)
     if node.kind in ("linear", "map"):
-        sides = [side.expr for side in plan.sides.get(node, ())]
+        sides = [side.expr for side, _ in plan.sides.get(node, ())]
         _set_epilogue(instruction, node, out is not node, sides)
     if out is not node:
         table.append(arena.slots[node][part.positions])
         instruction.second_width = arena.width[node]
-    for side in plan.sides.get(node, ()):
-        table.append(arena.slots[side][part.positions])
+    for side, positions in plan.sides.get(node, ()):
+        slots = np.full(node.npos, arena.unread)
+        slots[positions] = np.where(arena.slots[side] < 0, arena.unread, arena.slots[side])
+        table.append(slots[part.positions])
         instruction.sides.append(Column(arena.width[side], 0, side.nch))
     if node.kind == "attention":
         table, described, instruction.pairs = _pairs(table, described)

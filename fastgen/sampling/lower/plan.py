@@ -29,7 +29,7 @@ class Plan:
     live: dict = field(default_factory=dict)  # node -> bool (npos,)
     step: dict = field(default_factory=dict)  # node -> int32 (npos,), -1 where it is not computed
     gates: dict = field(default_factory=dict)  # linear -> map: the gate computed in its registers
-    sides: dict = field(default_factory=dict)  # linear -> [map]: computed from its registers too
+    sides: dict = field(default_factory=dict)  # linear -> [(map, positions)]: computed besides
 
     def producers(self, addresses) -> list:
         index = np.unique(self.graph.node_index(addresses))
@@ -53,9 +53,12 @@ class Plan:
         return new
 
     def computed_with(self) -> dict:
-        """map -> the linear whose instruction computes it besides the linear's own cells."""
-        found = {gate: linear for linear, gate in self.gates.items()}
-        return found | {side: linear for linear, some in self.sides.items() for side in some}
+        """map -> (the linear whose instruction computes it besides the linear's own cells, the
+        position of the linear for each of its own)"""
+        found = {gate: (linear, np.arange(gate.npos)) for linear, gate in self.gates.items()}
+        for linear, sides in self.sides.items():
+            found |= {side: (linear, positions) for side, positions in sides}
+        return found
 
     def batch(self, node) -> float:
         """Positions it is computed for at a time."""

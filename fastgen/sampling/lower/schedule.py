@@ -31,10 +31,10 @@ def schedule(plan: Plan):
         if node.kind in STATIC:
             continue
         live = np.flatnonzero(plan.live[node])
-        last = deadline[node][live]
-        for other, linear in with_linear:
+        for other, (linear, positions) in with_linear:
             if linear is node:
-                last = np.minimum(last, deadline[other][live])
+                np.minimum.at(deadline[node], positions, deadline[other])
+        last = deadline[node][live]
         step = np.full(node.npos, -1, np.int32)
         step[live] = _steps(node.ready[live], last)
         plan.step[node] = step
@@ -72,14 +72,15 @@ def chains(plan: Plan) -> dict:
         producers = plan.producers(node.taps[0][0])
         if len(producers) != 1 or plan.batch(node) < 2:
             continue
-        head = computed_by.get(producers[0], producers[0])
+        (producer,) = producers
+        head, position = computed_by.get(producer, (producer, np.arange(producer.npos)))
         if head not in plan.step or head in follows or head.kind != "linear":
             continue
-        found = positions_in(producers[0], node.taps[0][0])
+        found = positions_in(producer, node.taps[0][0])
         if found is None:
             continue
         rows, head_rows = in_order(plan.step[node]), in_order(plan.step[head])
         same_steps = np.array_equal(plan.step[node][rows], plan.step[head][head_rows])
-        if same_steps and np.array_equal(found[0][rows], head_rows):
+        if same_steps and np.array_equal(position[found[0]][rows], head_rows):
             follows[node] = head
     return follows

@@ -16,29 +16,30 @@ def sides_of_linears(plan: Plan) -> int:
     """Moves maps into plan.sides; returns how many. Runs after the gates."""
     count = 0
     for node in list(plan.nodes):
-        linear = _only_linear(plan, node)
-        if linear is None:
+        found = _only_linear(plan, node)
+        if found is None:
             continue
-        channel_of = {
-            i: positions_in(linear, addresses)[1] for i, (addresses, _) in enumerate(node.operands)
-        }
-        node.expr = rewrite(
-            node.expr,
-            lambda leaf, channel_of=channel_of, linear=linear, nch=node.nch: (
-                narrow(linear.expr, channel_of[leaf[1]] + leaf[2], nch, 0)
-                if leaf[0] == "op"
-                else leaf
-            ),
-        )
+        linear, positions, channel_of = found
+        node.expr = rewrite(node.expr, _of_accumulator(linear, channel_of, node.nch))
         node.operands = []
-        plan.sides.setdefault(linear, []).append(node)
+        plan.sides.setdefault(linear, []).append((node, positions))
         plan.nodes.remove(node)
         count += 1
     return count
 
 
+def _of_accumulator(linear, channel_of, channels):
+    def change(leaf):
+        if leaf[0] != "op":
+            return leaf
+        return narrow(linear.expr, channel_of[leaf[1]] + leaf[2], channels, 0)
+
+    return change
+
+
 def _only_linear(plan, node):
-    """The linear whose cells, all of them in their order, are all that the map reads."""
+    """(the linear whose cells are all that the map reads, in which of its positions, channel of
+    each operand)"""
     if node.kind != "map" or not node.operands:
         return None
     if any(broadcast for _, broadcast in node.operands):
@@ -49,9 +50,7 @@ def _only_linear(plan, node):
     (linear,) = producers
     if linear in plan.gates or linear.expr == GATE or node.nch != linear.nch:
         return None
-    everywhere = np.arange(linear.npos)
-    for addresses, _ in node.operands:
-        found = positions_in(linear, addresses)
-        if found is None or not np.array_equal(found[0], everywhere):
-            return None
-    return linear
+    found = [positions_in(linear, addresses) for addresses, _ in node.operands]
+    if any(f is None or not np.array_equal(f[0], found[0][0]) for f in found):
+        return None
+    return linear, found[0][0], [channel for _, channel in found]
