@@ -19,6 +19,10 @@ RANGE_GUARDS = GUARD_REDUCTIONS | set(
     "eq ne lt le gt ge isnan isfinite isinf logical_and logical_or logical_not bitwise_and "
     "bitwise_or bitwise_not _local_scalar_dense is_nonzero".split()
 )
+FACTORIES = set(
+    "empty_like zeros_like ones_like full_like new_empty new_empty_strided new_zeros new_ones "
+    "new_full".split()
+)
 
 _RULES = {}
 

@@ -272,6 +272,10 @@ class Tracer(TorchDispatchMode):
                     "tensors, such as torch.where",
                 )
             return func(*args, **kwargs)
+        if name in rules.FACTORIES:  # takes no value of its argument
+            out = func(*args, **kwargs)
+            self._register(out, OUTSIDE)
+            return out
         for tensor in tensors:
             if self._record(tensor) is None:
                 self.leaves.setdefault(id(tensor), tensor)
