@@ -8,7 +8,13 @@ gathered into fresh cells first.
 
 import numpy as np
 
-from fastgen.sampling.evaluate import evaluate, operand_numbers, renumbered, simplified
+from fastgen.sampling.evaluate import (
+    evaluate,
+    operand_numbers,
+    renumbered,
+    row_value,
+    simplified,
+)
 from fastgen.sampling.graph import Graph
 
 _MANY_SEGMENTS = 8  # an operand in more pieces than this is gathered into fresh cells
@@ -22,6 +28,7 @@ class Builder:
         self.graph = Graph()
         self.module = self.op = ""
         self._scalars = {}
+        self._fills = []  # (addresses, sorted; what was added to each)
 
     def add(self, kind, npos, nch, ready, **fields):
         return self.graph.add(kind, npos, nch, ready, module=self.module, op=self.op, **fields)
@@ -51,8 +58,8 @@ class Builder:
             self._scalars[key] = node.base
         return self._scalars[key]
 
-    def _constant_rows(self, values):
-        """First addresses (n,) of cells that hold the rows of `values`; a row of zeros is absent."""
+    def constant_rows(self, values):
+        """First addresses (n,) of cells with the rows of `values`; a row of zeros is absent."""
         unique, inverse = np.unique(values, axis=0, return_inverse=True)
         node = self.add("const", len(unique), values.shape[1], 0, values=unique)
         first = node.base + np.arange(len(unique)) * values.shape[1]
@@ -92,9 +99,9 @@ class Builder:
 
     def runs(self, matrix):
         """Cuts the columns of addresses (n, q) into runs: [(start, stop)]."""
-        return [(a, b) for a, b, _ in self._segments([matrix], scalars=False)]
+        return [(a, b) for a, b, _ in self.segments([matrix], scalars=False)]
 
-    def _segments(self, matrices, scalars=True):
+    def segments(self, matrices, scalars=True):
         """Cuts the columns where every matrix goes on as a run or, with `scalars`, as one scalar
         for all: [(start, stop, whether each is a run)]."""
         q = matrices[0].shape[1]
@@ -116,10 +123,28 @@ class Builder:
             start = stop
         return found
 
-    def _gathered(self, matrix):
+    def gathered(self, matrix):
         """Fresh cells that hold the rows of `matrix`."""
+        source = self._condition_of(matrix)
+        if source is not None:
+            return self._condition_cells(matrix, source)
         ready = self.graph.ready(matrix).max(1)
         node = self.add("gather", *matrix.shape, ready, sources=matrix)
+        return self.graph.addresses(node)
+
+    def _condition_of(self, matrix):
+        """The source of the tape that all of these addresses come from, or None."""
+        index = np.unique(self.graph.node_index(matrix))
+        nodes = [self.graph.nodes[i] for i in index if i >= 0]
+        sources = {node.source if node.kind == "condition" else None for node in nodes}
+        return sources.pop() if index[0] >= 0 and len(sources) == 1 else None
+
+    def _condition_cells(self, matrix, source):
+        """Values of a condition in cells of another shape, which costs nothing."""
+        elements = np.empty(matrix.shape, np.int64)
+        for node, mask, positions in self.graph.decode(matrix):
+            elements[mask] = node.elements[positions, (matrix[mask] - node.base) % node.nch]
+        node = self.add("condition", *matrix.shape, 0, source=source, elements=elements)
         return self.graph.addresses(node)
 
     # pointwise
@@ -133,7 +158,7 @@ class Builder:
         shape = np.broadcast_shapes(*(np.shape(arg) for arg in args))
         if 0 in shape:
             return np.zeros(shape, np.int64)
-        axis = self._channel_axis([a for a in args if _is_addresses(a)], shape)
+        axis = self.channel_axis([a for a in args if _is_addresses(a)], shape)
         moved = [shape[i] for i in range(len(shape)) if i != axis]
         q = 1 if axis is None else shape[axis]
         rows = [_as_rows(arg, shape, axis, q) for arg in args]
@@ -142,14 +167,14 @@ class Builder:
             return out.reshape(shape)
         return np.moveaxis(out.reshape(*moved, q), -1, axis)
 
-    def _channel_axis(self, operands, shape):
+    def channel_axis(self, operands, shape):
         """The axis along which most operands are runs; where none is, axis 1 of three or more if
         they are constant along it, else None: every element is a row of its own."""
         best, best_score = None, 0.5
         for axis in range(len(shape)):
             if shape[axis] == 1:
                 continue
-            score = max((self._run_fraction(a, axis - len(shape)) for a in operands), default=0)
+            score = max((self.run_fraction(a, axis - len(shape)) for a in operands), default=0)
             if score > best_score:
                 best, best_score = axis, score
         if best is not None:
@@ -160,7 +185,7 @@ class Builder:
                 return axis
         return None
 
-    def _run_fraction(self, addresses, axis):
+    def run_fraction(self, addresses, axis):
         if addresses.ndim < -axis or addresses.shape[axis] == 1:
             return 0
         lines = np.moveaxis(addresses, axis, -1).reshape(-1, addresses.shape[axis])
@@ -180,9 +205,9 @@ class Builder:
 
     def _pointwise_rows(self, function, rows, q):
         which = [i for i, r in enumerate(rows) if _is_addresses(r)]
+        self._relayout_conditions(rows, which)
         n = max((len(r) for r in rows if not isinstance(r, float)), default=1)
         values = {}
-        rows = list(rows)
         for i in which:
             rows[i], values[i], _ = self.split_constants(rows[i])
         order = self._column_order([rows[i] for i in which], q)
@@ -197,13 +222,13 @@ class Builder:
             part = [r if isinstance(r, float) else r[:, columns] for r in rows]
             held = {i: v if v is None else v[:, columns] for i, v in values.items()}
             matrices = [part[i] for i in which]
-            segments = self._segments(matrices)
+            segments = self.segments(matrices)
             if len(segments) > _MANY_SEGMENTS:
                 for i in which:
-                    own = self._segments([part[i]])
+                    own = self.segments([part[i]])
                     if len(own) > _MANY_SEGMENTS:
-                        part[i] = self._gathered(part[i])
-                segments = self._segments([part[i] for i in which])
+                        part[i] = self.gathered(part[i])
+                segments = self.segments([part[i] for i in which])
             result = np.zeros((n, len(columns)), np.int64)
             for start, stop, runs in segments:
                 result[:, start:stop] = self._segment(
@@ -221,6 +246,16 @@ class Builder:
             return unordered
         return out
 
+    def _relayout_conditions(self, rows, which):
+        """Values of a condition that are no runs become cells that are."""
+        if len(which) < 2:
+            return
+        for i in which:
+            if len(self.segments([rows[i]])) > 1:
+                source = self._condition_of(rows[i])
+                if source is not None:
+                    rows[i] = self._condition_cells(rows[i], source)
+
     def _column_order(self, matrices, q):
         """Columns by the addresses of the fullest row of an operand that differs along them."""
         if q == 1:
@@ -237,7 +272,7 @@ class Builder:
     def _regular_columns(self, matrices, q):
         """All columns at once if they fall into few segments; else those that are ready together,
         so that gathering them into cells delays none."""
-        if q <= _MANY_SEGMENTS or len(self._segments(matrices)) <= _MANY_SEGMENTS:
+        if q <= _MANY_SEGMENTS or len(self.segments(matrices)) <= _MANY_SEGMENTS:
             return [np.arange(q)]
         ready = np.max([np.broadcast_to(self.graph.ready(m), m.shape) for m in matrices], axis=0)
         _, group = np.unique(ready, axis=1, return_inverse=True)
@@ -275,7 +310,7 @@ class Builder:
         """Cells of constants where there are no others."""
         absent = first == 0
         filled = first.copy()
-        filled[absent] = self._constant_rows(constant[absent])
+        filled[absent] = self.constant_rows(constant[absent])
         return filled
 
     def _row_groups(self, function, rows, which, keys):
@@ -333,7 +368,7 @@ class Builder:
                 leaves.append(("num", float(row[0])) if alike else ("val", np.array(row)))
                 continue
             if i in values:
-                p = (self._constant_rows(values[i]), True)
+                p = (self.constant_rows(values[i]), True)
             leaves.append(("op", len(operands), 0))
             operands.append(p)
         expr = simplified(function(*leaves))
@@ -358,7 +393,7 @@ class Builder:
     # linear
 
     def linear(self, matrix, weight, bias=None):
-        """Addresses (P, M) of matrix @ weight + bias for addresses (P, K), float64 weight (K, M)."""
+        """Addresses (P, M) of matrix @ weight + bias: addresses (P, K), float64 (K, M), (M,)."""
         matrix, constant, _ = self.split_constants(matrix)
         extra = None if constant is None else constant @ weight
         return self.linear_taps(self.taps(matrix), weight, bias, extra, len(matrix))
@@ -416,20 +451,51 @@ class Builder:
             taps=[(np.ascontiguousarray(addresses), len(rows)) for addresses, rows in taps],
             weight=np.concatenate([rows for _, rows in taps]),
             bias=np.array(bias, np.float64),
-            adds=[] if extra is None else [self._constant_rows(extra)],
+            adds=[] if extra is None else [self.constant_rows(extra)],
             expr=("acc", 0),
         )
         return self.graph.addresses(node)
 
-    # rows, products of two computed values, tables
+    def note_fills(self, addresses, values):
+        """These values have a very negative constant added to them."""
+        order = np.argsort(addresses, kind="stable")
+        self._fills.append((addresses[order], values[order]))
+
+    def fills(self, addresses):
+        """What was added by note_fills, and 0 elsewhere."""
+        found = np.zeros(addresses.shape)
+        for known, values in self._fills:
+            at = np.minimum(np.searchsorted(known, addresses), len(known) - 1)
+            found = np.where(known[at] == addresses, values[at], found)
+        return found
+
+    # rows, tables
 
     def row(self, function, matrix, nch, **args):
         """Addresses (n, nch) of a function over the rows of addresses (n, L), -1 where absent."""
+        matrix = np.ascontiguousarray(matrix)
         ready = np.where(matrix >= 0, self.graph.ready(np.maximum(matrix, 0)), 0).max(1)
         node = self.add(
             "row", len(matrix), nch, ready, function=function, sources=matrix, args=args
         )
         return self.graph.addresses(node)
+
+    def reduction(self, function, matrix, **args):
+        """Addresses (n,) of a function of ROWS over the rows of addresses (n, L)."""
+        if function in ("sum", "mean"):
+            free, _, _ = self.split_constants(matrix)
+            width = matrix.shape[1]
+            if len(self.taps(free)) <= max(_MANY_SEGMENTS, width // 4):
+                weight = np.full((width, 1), 1.0 if function == "sum" else 1 / width)
+                return self.linear(matrix, weight)[:, 0]
+        is_constant, value = self.graph.constant(matrix)
+        out = np.zeros(len(matrix), np.int64)
+        fixed = is_constant.all(1)
+        if fixed.any():
+            out[fixed] = self.constants(row_value(function, value[fixed], args))
+        if not fixed.all():
+            out[~fixed] = self.row(function, matrix[~fixed], 1, **args)[:, 0]
+        return out
 
     def lookup(self, index, table):
         """Addresses (n, D) of table[index] for scalar addresses (n,), float64 table (V, D)."""
@@ -527,8 +593,8 @@ def _read_parts(taps, weight):
 
 
 def _position_classes(taps, npos):
-    """Positions by the taps that are present, if many are not: the phases of an up-sampling layer.
-    The few patterns of a border join the interior one that holds them."""
+    """Positions by the taps that are present, if many are not: the phases of an up-sampling layer,
+    which have no tap in common. Positions at a border share some with the others."""
     everything = [np.arange(npos)]
     if not taps or not npos:
         return everything
@@ -537,15 +603,11 @@ def _position_classes(taps, npos):
     if (present @ widths).mean() > (1 - _ABSENT) * widths.sum():
         return everything
     patterns, which = np.unique(present, axis=0, return_inverse=True)
-    which = which.reshape(-1)
-    kept, target = [], np.zeros(len(patterns), np.int64)
-    for p in np.argsort(-patterns.sum(1), kind="stable"):
-        for k, other in enumerate(kept):
-            inside = not (patterns[p] & ~patterns[other]).any()
-            if inside and patterns[p].sum() >= _ABSENT * patterns[other].sum():
-                target[p] = k
-                break
-        else:
-            target[p] = len(kept)
-            kept.append(p)
-    return [np.flatnonzero(target[which] == k) for k in range(len(kept))]
+    phases = []  # masks over taps, disjoint
+    for pattern in patterns:
+        joined = [phase for phase in phases if (phase & pattern).any()]
+        phases = [phase for phase in phases if not (phase & pattern).any()]
+        phases.append(np.logical_or.reduce([pattern, *joined]))
+    phase_of = np.argmax(np.stack([(patterns & phase).any(1) for phase in phases]), 0)
+    phase_of = phase_of[which.reshape(-1)]
+    return [np.flatnonzero(phase_of == p) for p in np.unique(phase_of)]

@@ -64,6 +64,15 @@ def evaluate(expr, leaf=None):
         return np.asarray(FUNCTIONS[expr[0]](*arguments), np.float64)
 
 
+def row_value(function, rows, args):
+    """A reduction of graph.ROWS over the last axis."""
+    if function == "variance":
+        return rows.var(-1) * rows.shape[-1] / (rows.shape[-1] - args["correction"])
+    return {"sum": np.sum, "mean": np.mean, "amax": np.max, "amin": np.min, "prod": np.prod}[
+        function
+    ](rows, -1)
+
+
 def operand_numbers(expr):
     if expr[0] in LEAVES:
         return [expr[1]] if expr[0] == "op" else []

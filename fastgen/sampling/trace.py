@@ -8,6 +8,7 @@ is the same view of its shadow, so in-place ops on views need no rules of their 
 """
 
 import collections
+import contextlib
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ class _Storage:
 
 
 class Tracer(TorchDispatchMode):
-    def __init__(self, tape, paths):
+    def __init__(self, tape, paths, levels):
         super().__init__()
+        self.levels = levels
         self.builder = Builder()
         self.tape = tape
         self.paths = paths
@@ -50,6 +52,10 @@ class Tracer(TorchDispatchMode):
         self.func = None
         self._conditions = {}
         self._since_sweep = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # guarding the dispatch from dynamo would import it, which takes a second
 
     # classes of tensors
 
@@ -93,7 +99,7 @@ class Tracer(TorchDispatchMode):
         return tensor.detach().to("cpu", torch.float64).resolve_neg().numpy()
 
     def operand(self, value):
-        """Addresses (int64) of what is traced or depends on the condition, else values (float64)."""
+        """Addresses int64 of what depends on codes or condition, else values float64."""
         if isinstance(value, torch.Tensor) and self._class(value) != OUTSIDE:
             return self.addresses(value)
         return self.value(value)
@@ -151,14 +157,8 @@ class Tracer(TorchDispatchMode):
 
     def _promote(self, tensor, record):
         """A storage that held constants or condition values is written to from codes."""
-        count = tensor.untyped_storage().nbytes() // tensor.element_size()
-        whole = tensor.detach().as_strided((count,), (1,), 0)
-        addresses = self.addresses(whole)
-        self.leaves = {
-            key: leaf
-            for key, leaf in self.leaves.items()
-            if leaf.untyped_storage()._cdata != tensor.untyped_storage()._cdata
-        }
+        addresses = self.addresses(_whole_storage(tensor))
+        self._drop_leaf(tensor)
         record.kind = CODES
         record.shadow = torch.from_numpy(np.array(addresses, np.int64))
 
@@ -172,8 +172,13 @@ class Tracer(TorchDispatchMode):
         self._sweep()
         if kind == OUTSIDE:
             return self._outside(func, args, kwargs, tensors)
-        if func.is_view:
+        name = func._schema.name.split("::")[1]
+        if func.is_view or name in rules.CHECKS:
             return func(*args, **kwargs)
+        if name in rules.FACTORIES:
+            out = func(*args, **kwargs)
+            self._register(out, OUTSIDE)
+            return out
         self.func = func
         self.builder.module = self.paths.current()
         self.builder.op = func._schema.name
@@ -193,17 +198,21 @@ class Tracer(TorchDispatchMode):
 
     def _outside(self, func, args, kwargs, tensors):
         out = func(*args, **kwargs)
-        for tensor in tensors:
-            if self._record(tensor) is None:
-                self.leaves.setdefault(id(tensor), tensor)
-        if not func.is_view:
+        made_here = func is torch.ops.aten.lift_fresh.default
+        for tensor in tensors if not made_here else ():
+            self._note_leaf(tensor)
+        if not func.is_view or made_here:
+            inputs = () if made_here else {t.untyped_storage()._cdata for t in tensors}
             for tensor in _tensors_in((out,)):
-                if id(tensor) not in self.leaves and not any(
-                    tensor.untyped_storage()._cdata == leaf.untyped_storage()._cdata
-                    for leaf in tensors
-                ):
+                if tensor.untyped_storage()._cdata not in inputs:
                     self._register(tensor, OUTSIDE)
         return out
+
+    def _note_leaf(self, tensor):
+        """A tensor that was there before the trace."""
+        if self._record(tensor) is None:
+            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            self.leaves.setdefault(place, tensor)
 
     def _on_condition(self, func, args, kwargs, tensors):
         name = func._schema.name.split("::")[1]
@@ -217,10 +226,10 @@ class Tracer(TorchDispatchMode):
                 )
             return func(*args, **kwargs)
         for tensor in tensors:
-            if self._record(tensor) is None:
-                self.leaves.setdefault(id(tensor), tensor)
+            self._note_leaf(tensor)
+        for tensor in rules.mutated_arguments(func, args, kwargs):
+            self._put_on_tape(tensor)
         recorded = self._on_tape(args), self._on_tape(kwargs)
-        mutated = rules.mutated_arguments(func, args, kwargs)
         out = func(*args, **kwargs)
         results = []
         inputs = {t.untyped_storage()._cdata for t in tensors}
@@ -231,15 +240,27 @@ class Tracer(TorchDispatchMode):
             record = self._register(tensor, CONDITION)
             record.slot, record.guard = self.tape.slot(), guard
             results.append(record.slot)
-        for tensor in mutated:
-            record = self._record(tensor)
-            if record is None or record.kind == OUTSIDE:
-                self.refuse(
-                    "writes condition values into a tensor made elsewhere",
-                    "build it from the condition with torch.cat, or clone the condition first",
-                )
         self.tape.record(func, *recorded, tuple(results))
         return out
+
+    def _put_on_tape(self, tensor):
+        """A tensor made elsewhere is about to get values of the condition: its storage goes on the
+        tape as it is now."""
+        record = self._register(tensor, CONDITION)
+        if record.kind == CONDITION and record.slot is not None:
+            return
+        record.kind, record.slot = CONDITION, self.tape.slot()
+        self._drop_leaf(tensor)
+        now = _whole_storage(tensor).clone()
+        self.tape.record(torch.ops.aten.clone.default, (now,), {}, (record.slot,))
+
+    def _drop_leaf(self, tensor):
+        storage = tensor.untyped_storage()._cdata
+        self.leaves = {
+            key: leaf
+            for key, leaf in self.leaves.items()
+            if leaf.untyped_storage()._cdata != storage
+        }
 
     def _on_tape(self, arg):
         if isinstance(arg, torch.Tensor):
@@ -272,13 +293,8 @@ class Tracer(TorchDispatchMode):
                     "tensors, such as torch.where",
                 )
             return func(*args, **kwargs)
-        if name in rules.FACTORIES:  # takes no value of its argument
-            out = func(*args, **kwargs)
-            self._register(out, OUTSIDE)
-            return out
         for tensor in tensors:
-            if self._record(tensor) is None:
-                self.leaves.setdefault(id(tensor), tensor)
+            self._note_leaf(tensor)
         mutated = rules.mutated_arguments(func, args, kwargs)
         rule = rules.rule_for(func)
         if rule is None:
@@ -313,6 +329,11 @@ class Tracer(TorchDispatchMode):
             self.func = func
             self.refuse("is not supported", "express it by supported ops, or ask for it")
         return out
+
+
+def _whole_storage(tensor):
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((count,), (1,), 0)
 
 
 def _tensors_in(values):
@@ -411,7 +432,7 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
     paths, tape = ModulePaths(fn), Tape(batch)
     if isinstance(condition, dict):
         tape.names = list(condition)
-    tracer = Tracer(tape, paths)
+    tracer = Tracer(tape, paths, levels)
 
     def call(codes):
         tensors = [prepared(t, batch) for t in flat_condition(condition)]
@@ -431,8 +452,9 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
         )
     )
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one opaque op for a whole transformer layer
-    try:
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque op for a transformer layer
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         with paths, tracer:
             out = fn(*arguments)
             out = out if params is None else params(out)
@@ -447,8 +469,6 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
         )
         out_again = fn(*arguments)
         out_again = out_again if params is None else params(out_again)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     tracer.func = None
     if not isinstance(out, torch.Tensor):
         tracer.refuse(
