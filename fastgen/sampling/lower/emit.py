@@ -126,6 +126,12 @@ class _Arena:
         self.unread = top  # what is computed besides and nowhere read
         self.floats = top + self.zero_width
 
+    def slots_beside(self, node, positions, linear):
+        """Where a map that is computed with a linear goes, for the linear's positions."""
+        slots = np.full(linear.npos, self.unread)
+        slots[positions] = np.where(self.slots[node] < 0, self.unread, self.slots[node])
+        return slots
+
     def column(self, operand) -> tuple:
         """(slots (rows,), Column)"""
         slots = np.where(operand.addresses < 0, -1, 0)
@@ -151,8 +157,11 @@ class _Arena:
 
 def _instruction(plan, part, arena):
     node = part.node
-    out = plan.gates.get(node, node)
-    table, described = [arena.slots[out][part.positions]], []
+    out, out_slots = node, arena.slots[node]
+    if node in plan.gates:
+        out, positions = plan.gates[node]
+        out_slots = arena.slots_beside(out, positions, node)
+    table, described = [out_slots[part.positions]], []
     for operand in part.operands:
         slots, column = arena.column(operand)
         table.append(slots)
@@ -180,9 +189,7 @@ def _instruction(plan, part, arena):
         table.append(arena.slots[node][part.positions])
         instruction.second_width = arena.width[node]
     for side, positions in plan.sides.get(node, ()):
-        slots = np.full(node.npos, arena.unread)
-        slots[positions] = np.where(arena.slots[side] < 0, arena.unread, arena.slots[side])
-        table.append(slots[part.positions])
+        table.append(arena.slots_beside(side, positions, node)[part.positions])
         instruction.sides.append(Column(arena.width[side], 0, side.nch))
     if node.kind == "attention":
         table, described, instruction.pairs = _pairs(table, described)

@@ -21,9 +21,10 @@ def gates_in_registers(plan: Plan) -> int:
                 node.expr = GATE
                 count += 1
             continue
-        producer = _whole_linear(plan, node, halves)
-        if producer is not None and any(user is not node for user in users[producer]):
-            plan.gates[producer] = node
+        found = _whole_linear(plan, node, halves)
+        if found is not None and any(user is not node for user in users[found[0]]):
+            linear, positions = found
+            plan.gates[linear] = node, positions
             plan.nodes.remove(node)
             count += 1
     return count
@@ -51,10 +52,13 @@ def _whole_linear(plan, node, halves):
     if len(producers) != 1 or producers[0].kind != "linear" or producers[0] in plan.gates:
         return None
     (linear,) = producers
-    plain = linear.expr == ("acc", 0) and linear.nch == linear.nacc == 2 * node.nch
-    everywhere = np.arange(linear.npos)
-    for addresses, channel in ((a, 0), (b, node.nch)):
-        found = positions_in(linear, addresses)
-        if found is None or found[1] != channel or not np.array_equal(found[0], everywhere):
-            return None
-    return linear if plain else None
+    if linear.expr != ("acc", 0) or not linear.nch == linear.nacc == 2 * node.nch:
+        return None
+    found = [positions_in(linear, addresses) for addresses in (a, b)]
+    if any(f is None for f in found) or [f[1] for f in found] != [0, node.nch]:
+        return None
+    positions = found[0][0]
+    if not np.array_equal(positions, found[1][0]):
+        return None
+    # a gate of a few positions is not worth storing both results everywhere
+    return (linear, positions) if 2 * len(positions) > plan.live[linear].sum() else None

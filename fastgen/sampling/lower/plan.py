@@ -28,8 +28,10 @@ class Plan:
     steps: int
     live: dict = field(default_factory=dict)  # node -> bool (npos,)
     step: dict = field(default_factory=dict)  # node -> int32 (npos,), -1 where it is not computed
-    gates: dict = field(default_factory=dict)  # linear -> map: the gate computed in its registers
-    sides: dict = field(default_factory=dict)  # linear -> [(map, positions)]: computed besides
+    # Maps computed with a linear, and the linear's position for each of theirs: the gate of its
+    # halves, in registers, and others from its tile.
+    gates: dict = field(default_factory=dict)  # linear -> (map, positions)
+    sides: dict = field(default_factory=dict)  # linear -> [(map, positions)]
 
     def producers(self, addresses) -> list:
         index = np.unique(self.graph.node_index(addresses))
@@ -53,9 +55,8 @@ class Plan:
         return new
 
     def computed_with(self) -> dict:
-        """map -> (the linear whose instruction computes it besides the linear's own cells, the
-        position of the linear for each of its own)"""
-        found = {gate: (linear, np.arange(gate.npos)) for linear, gate in self.gates.items()}
+        """map -> (linear, positions)"""
+        found = {gate: (linear, positions) for linear, (gate, positions) in self.gates.items()}
         for linear, sides in self.sides.items():
             found |= {side: (linear, positions) for side, positions in sides}
         return found
