@@ -18,6 +18,7 @@ from fastgen.checkpoint import write_atomically
 _DPI = 200
 _INK, _SAMPLE_INK, _PAPER = "#1f2430", "#1a4bc0", "#f1f3f8"
 _MUTED, _RULE = "#7a8194", "#d9dce3"
+_FIELD = ("#7fa8f5", "#d03b3b", "#f2c14e")  # seen, seen against the order, blind
 _COLOURS = ("#2f6fde", "#e0752d", "#2b9a66", "#b0478f")
 
 
@@ -225,3 +226,52 @@ def _save(figure, path: str | os.PathLike) -> None:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=_DPI)
     write_atomically(Path(path), png.getvalue())
+
+
+def receptive_field(
+    path: str | os.PathLike,
+    kinds: np.ndarray,
+    output: tuple[int, int],
+    *,
+    title: str = "",
+    caption: str = "",
+) -> None:
+    """What one output of an autoregressive model sees, a panel a colour.
+
+    kinds: int (C, H, W): 0 not seen, 1 seen, 2 seen against the order, 3 not seen but might be.
+    output: (row, column) of the output, framed.
+    """
+    channels, height, width = kinds.shape
+    names = ("not seen", "seen", "seen, drawn too late", "blind: earlier, not seen")
+    shades = np.array([_rgb(c) for c in (_PAPER, *_FIELD)], np.uint8)
+    side = max(4, min(48, 560 // max(height, width)))
+    gap, left, top, bottom = 48, 60, 150, 150
+    size = (max(left * 2 + channels * (width * side + gap) - gap, 1100), 0)
+    size = (size[0], top + height * side + bottom)
+    figure = _figure(size)
+
+    def text(x: float, y: float, words: str, **style) -> None:
+        figure.text(x / size[0], 1 - y / size[1], words, **style)
+
+    for channel in range(channels):
+        pixels = shades[kinds[channel]].repeat(side, 0).repeat(side, 1)
+        pixels[::side] = pixels[:, ::side] = 255
+        row, column = output[0] * side, output[1] * side
+        edge = max(2, side // 8)
+        frame = np.ones((side, side), bool)
+        frame[edge:-edge, edge:-edge] = False
+        pixels[row : row + side, column : column + side][frame] = _rgb(_INK)
+        x = left + channel * (width * side + gap)
+        figure.figimage(pixels, x, bottom, origin="upper")
+        if channels > 1:
+            text(x, top - 14, f"channel {channel}", fontsize=9, color=_MUTED, va="bottom")
+    text(left, 52, title, fontsize=13, color=_INK, va="center", fontweight="bold")
+    text(left, 92, caption, fontsize=9, color=_MUTED, va="center")
+    x, y = left, top + height * side + 70
+    for kind, name in enumerate(names):
+        if kind in kinds or kind < 2:
+            swatch = np.full((22, 22, 3), shades[kind], np.uint8)
+            figure.figimage(swatch, x, size[1] - y - 11, origin="upper")
+            text(x + 34, y, name, fontsize=9, color=_MUTED, va="center")
+            x += 60 + 13 * len(name)
+    _save(figure, path)

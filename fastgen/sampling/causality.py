@@ -1,0 +1,479 @@
+"""check_causal: what every output of a model depends on, and whether it may."""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastgen.sampling.arguments import (
+    check_condition,
+    check_fn,
+    device_of,
+    ranks_of,
+    refuse,
+)
+from fastgen.sampling.dependencies import Dependencies
+from fastgen.sampling.errors import NotCausalError, UnsupportedModelError
+from fastgen.sampling.trace import trace
+
+_LEVELS = (256, 128, 64, 32, 16, 8, 5, 4, 3, 2)  # tried one after the other
+_PROBES = 4  # random images to perturb
+_PROBE_BATCH = 64
+_TRIALS = 12  # random changes that a proof must explain
+_PATH = 7  # longer paths lose their middle in texts
+
+
+class Place(NamedTuple):
+    """Of a code, or of the parameters of one. channel is None for all colours of a pixel, whose
+    parameters a coupled likelihood has in common."""
+
+    position: tuple[int, ...]
+    channel: int | None
+
+    def __str__(self):
+        position = ", ".join(map(str, self.position))
+        where = f"({position})" if len(self.position) > 1 else position
+        return where if self.channel is None else f"{where}, channel {self.channel}"
+
+
+class Dependency(NamedTuple):
+    """`output`'s parameters and the code at `input`. path: modules and ops by which the one gets
+    to the other; empty for a missing dependency, and where it is not known."""
+
+    output: Place
+    input: Place
+    path: tuple[str, ...]
+
+
+class Pairs(Sequence):
+    """Dependencies of a report, earliest output first; made when asked for."""
+
+    def __init__(self, pairs, places, path):
+        self._pairs, self._places, self._path = pairs, places, path
+
+    def __len__(self):
+        return len(self._pairs)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        output, code = (int(v) for v in self._pairs[i])
+        path = tuple(self._path(output, code)) if self._path else ()
+        return Dependency(*self._places(output, code), path)
+
+    def __repr__(self):
+        return f"<{len(self)} dependencies>"
+
+
+class CausalityReport:
+    """What `check_causal` found.
+
+    Attributes:
+        causal: whether no output depends on a code that is drawn with it or after it.
+        evidence: "proof": the dependencies were read off the model's own computation; or
+            "perturbation": codes were changed and outputs watched, which can miss some.
+        reason: why there is no proof, else "".
+        violations: a sequence of `Dependency`: what must not be. `output` and `input` have
+            `position` and `channel`; `path` names modules.
+        blind_spots: a sequence of `Dependency`: what may be and is not: earlier codes that an
+            output does not see although they lie in the box (over positions) around itself and all
+            earlier codes it sees.
+        sees: bool array (C or 1, *space, C, *space): the output depends on the code.
+        allowed: bool, the same shape: it may.
+        suggestion: an order in which the model would be causal, "" if none is known.
+    """
+
+    def __init__(self, sees, ranks, shape, order, evidence, path=None, reason=""):
+        self.order, self.evidence, self.reason = order, evidence, reason
+        outputs = len(sees) // math.prod(shape[1:])
+        self.shape, self._outputs = shape, (outputs, *shape[1:])
+        codes, ranks = ranks.reshape(-1), _output_ranks(ranks, outputs)
+        self._late = codes[None] > ranks[:, None]
+        allowed = codes[None] < ranks[:, None]
+        blind = allowed & ~sees & _boxes(sees & allowed, self._outputs, shape)
+        self.sees, self.allowed, self._blind = (
+            array.reshape(*self._outputs, *shape) for array in (sees, allowed, blind)
+        )
+        self.violations = Pairs(_ordered(sees & ~allowed, ranks, codes), self._places, path)
+        self.blind_spots = Pairs(_ordered(blind, ranks, codes), self._places, None)
+        self.suggestion = "" if self.causal else _suggestion(sees, self._outputs, shape, order)
+
+    @property
+    def causal(self) -> bool:
+        return not self.violations
+
+    def plot(self, path: str | os.PathLike, output: tuple | None = None) -> None:
+        """Draws what one output sees as PNG, a panel a colour: seen, seen against the order, and
+        blind codes in colours of their own. Needs matplotlib.
+
+        output: (position, channel), for example ((14, 14), 0); default the centre's last colour.
+        """
+        from fastgen.figures import receptive_field
+
+        position, channel = self._centre if output is None else output
+        index = (channel or 0, *position)
+        sees, allowed, blind = (array[index] for array in (self.sees, self.allowed, self._blind))
+        kinds = np.where(sees, np.where(allowed, 1, 2), np.where(blind, 3, 0))
+        if len(self.shape) == 2:
+            kinds, position = kinds[:, None], (0, *position)
+        receptive_field(
+            path, kinds, position, title=f"seen by {self._place(index)}", caption=self._verdict()
+        )
+
+    def __str__(self):
+        lines = [self._verdict()]
+        for first in self.violations[:1]:
+            lines.append(f"the output at {first.output} depends on the code at {first.input}")
+            if first.path:
+                lines.append(f"by {_way(first.path)}")
+        if self.suggestion:
+            lines.append(self.suggestion)
+        index = (len(self.sees) - 1, *self._centre.position)
+        may = self.allowed[index]
+        lines.append(
+            f"the output at {self._centre} sees {int((self.sees[index] & may).sum())} of "
+            f"{int(may.sum())} earlier codes"
+        )
+        if self.blind_spots:
+            blind = self._blind.reshape(math.prod(self._outputs), -1).any(1)
+            example = self.blind_spots[len(self.blind_spots) // 2]
+            lines.append(
+                f"blind spots: {int(blind.sum())} of {len(blind)} outputs; the one at "
+                f"{example.output} does not see {example.input}"
+            )
+        if self.reason:
+            lines.append(f"not traced: {self.reason}")
+        return "\n  ".join(lines)
+
+    def __repr__(self):
+        counts = f"{len(self.violations)} violations, {len(self.blind_spots)} blind spots"
+        return f"<CausalityReport: causal={self.causal}, {counts}, by {self.evidence}>"
+
+    def _verdict(self):
+        order = f"order {self.order!r}" if isinstance(self.order, str) else "this order"
+        if not self.causal:
+            wrong = len(np.unique(self.violations._pairs[:, 0]))
+            total = math.prod(self._outputs)
+            return f"not causal in {order}: {wrong} of {total} outputs see what they must not"
+        if self.evidence == "proof":
+            return f"causal in {order}; proved from the model's own computation"
+        return f"no violation of {order} found by perturbation; this is evidence, not proof"
+
+    @property
+    def _centre(self):
+        return self._place((len(self.sees) - 1, *(size // 2 for size in self.shape[1:])))
+
+    def _place(self, index):
+        """Of an output."""
+        index = tuple(int(i) for i in index)
+        alone = len(self.sees) < self.shape[0]
+        return Place(index[1:], None if alone else index[0])
+
+    def _places(self, output, code):
+        code = tuple(int(i) for i in np.unravel_index(code, self.shape))
+        return self._place(np.unravel_index(output, self._outputs)), Place(code[1:], code[0])
+
+
+def check_causal(
+    fn: Callable,
+    shape: tuple[int, ...],
+    *,
+    order="raster",
+    condition=None,
+    params: Callable | None = None,
+    levels: int | None = None,
+) -> CausalityReport:
+    """Finds out what every output of a model depends on, and whether it may.
+
+    A model that `compile_sampler` can trace is judged by the computation itself, at the weights it
+    has: a dependency is reported if and only if there is a way of non-zero weights from the code
+    to the output. Any other model is probed: codes are changed one by one, in a few random images,
+    and the outputs watched.
+
+    Args:
+        fn: ``fn(codes)`` or ``fn(codes, condition)`` to parameters (B, K, C or 1, H, W), for codes
+            int64 (B, C, H, W).
+        shape: (C, H, W), or (C, L) for sequences; then the last axis is dropped everywhere.
+        order: "raster", "subpixel", or integer ranks (H, W) or (C, H, W), lowest first; equal
+            ranks may not see each other.
+        condition: an example of batch 1, if fn takes one: a tensor, or a tuple or dict of tensors.
+        params: turns fn's result into the parameters.
+        levels: codes are 0 .. levels - 1. Default: `fn.levels` if there is such an int, else as
+            many of 256, 128, ..., 2 as fn takes without an error.
+
+    Returns:
+        `CausalityReport`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; fn is a module in train mode.
+        UnsupportedModelError: fn gives different results for equal codes, so that there is
+            nothing to judge.
+    """
+    check_fn(fn, shape)
+    shape = tuple(shape)
+    ranks = ranks_of(order, shape, False)
+    check_condition(condition, 1)
+    call = _Call(fn, shape, condition, params)
+    with torch.no_grad():
+        levels = call.levels(levels)
+        call.check_state(levels)
+        try:
+            traced = trace(fn, shape, ranks, condition=condition, params=params, levels=levels)
+            found = Dependencies(traced)
+            sees, path, reason = found.sees(), found.path, ""
+            if not call.explained(sees, levels):
+                reason = "outputs change that should not; fn computes something outside of torch"
+        except UnsupportedModelError as error:
+            reason = str(error)
+        if reason:
+            sees, path = call.perturbed(levels), None
+    evidence = "perturbation" if reason else "proof"
+    return CausalityReport(sees, ranks.numpy(), shape, order, evidence, path, reason)
+
+
+def violations(traced) -> bool:
+    """Whether a parameter of a traced model is ready too late for the code it is for."""
+    return bool((traced.graph.ready(traced.params) > traced.ranks[None]).any())
+
+
+def not_causal_error(traced, shape: tuple[int, ...], order) -> NotCausalError:
+    """Names an output, an input it must not see, one way between them, and what to do."""
+    found = Dependencies(traced)
+    report = CausalityReport(found.sees(), traced.ranks, shape, order, "proof", found.path)
+    remedy = (
+        "look at the masks, pads and shifts of these modules, or pass the order that the model "
+        "was made for; print(fastgen.check_causal(fn, shape)) says more"
+    )
+    if report.causal:  # ready is a bound: the output waits for something it does not use
+        return NotCausalError(
+            "fastgen.compile_sampler: fn must be causal, got an output that can be computed only "
+            f"after its own code; {remedy}"
+        )
+    first = report.violations[0]
+    output, code = report.violations._pairs[0]
+    when = "later" if report._late[output, code] else "in the same step"
+    return NotCausalError(
+        f"fastgen.compile_sampler: fn must be causal, got an output at {first.output} that depends "
+        f"on the code at {first.input}, drawn {when}, by {_way(first.path)} (the first of "
+        f"{len(report.violations)} such pairs); {report.suggestion or remedy}"
+    )
+
+
+class _Call:
+    """A model that can only be called."""
+
+    def __init__(self, fn, shape, condition, params):
+        self.fn, self.shape, self.condition, self.params = fn, shape, condition, params
+        self.device = device_of(fn, condition, None)
+
+    def __call__(self, codes):
+        """(B, K, C or 1, positions); equal codes meet equal random numbers."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(0)
+            codes = codes.to(self.device)
+            given = (codes,)
+            if self.condition is not None:
+                given += (_repeated(self.condition, len(codes)),)
+            result = self.fn(*given)
+            result = result if self.params is None else self.params(result)
+        return _checked(result, codes).flatten(3)
+
+    def levels(self, levels):
+        given = getattr(self.fn, "levels", None) if levels is None else levels
+        if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+            tried = (given,)
+        elif levels is not None:
+            refuse("levels", "must be an int >= 1", levels, "codes are 0 .. levels - 1")
+        else:  # a wrong index ends a CUDA process, so that there is nothing to be tried out
+            tried = _LEVELS if self.device.type == "cpu" else _LEVELS[-1:]
+        for levels in tried:
+            try:
+                self(torch.full((1, *self.shape), levels - 1))
+                return levels
+            except Exception:
+                if levels == tried[-1]:
+                    raise
+
+    def check_state(self, levels):
+        codes = self._images(2, levels, torch.Generator().manual_seed(0))
+        if _changed(self(codes), self(codes)).any():
+            raise UnsupportedModelError(
+                "fastgen.check_causal: fn must give equal results for equal codes, got two "
+                "results that differ; take the state out of fn"
+            )
+
+    def _images(self, n, levels, generator):
+        return torch.randint(levels, (n, *self.shape), generator=generator)
+
+    def explained(self, sees, levels):
+        """Whether only outputs change that see a code that does: values that leave torch on their
+        way are not traced."""
+        generator = torch.Generator().manual_seed(1)
+        base = self._images(1, levels, generator)
+        before, sees = self(base), torch.from_numpy(sees)
+        for trial in range(_TRIALS):
+            changes = torch.rand(base.shape, generator=generator) < 2.0 ** -(trial % 6)
+            after = self(torch.where(changes, self._images(1, levels, generator), base))
+            moved = _changed(after, before)[0].any(0).flatten().cpu()
+            if (moved & ~(sees & changes.flatten()).any(1)).any():
+                return False
+        return True
+
+    def perturbed(self, levels):
+        """bool (outputs, codes): outputs that changed when a code did."""
+        call = self._in_double()
+        generator = torch.Generator().manual_seed(0)
+
+        def images(n):
+            return self._images(n, levels, generator)
+
+        codes, size = images(2), math.prod(self.shape)
+        others = torch.cat([codes[:1], images(1)])
+        mixes = _changed(call(codes), call(others))[0].any()
+        batch = 1 if mixes else min(_PROBE_BATCH, size)
+        sees = None
+        for _ in range(_PROBES):
+            base = images(1)
+            before = call(base.expand(batch, *self.shape).contiguous())
+            for start in range(0, size, batch):
+                count = min(batch, size - start)
+                changed = base.expand(batch, *self.shape).clone()
+                flat = changed.view(batch, size)
+                slot = torch.arange(count)
+                step = torch.randint(1, max(levels, 2), (count,), generator=generator)
+                flat[slot, start + slot] = (flat[slot, start + slot] + step) % levels
+                moved = (
+                    _changed(call(changed), before)[:count].any(1).flatten(1)
+                )  # (count, outputs)
+                if sees is None:
+                    sees = torch.zeros(moved.shape[1], size, dtype=torch.bool)
+                sees[:, start : start + count] |= moved.T.cpu()
+        return sees.numpy()
+
+    def _in_double(self):
+        """Small effects show in float64, if the model means the same in it."""
+        if not isinstance(self.fn, nn.Module):
+            return self
+        try:
+            call = _Call(copy.deepcopy(self.fn).double(), self.shape, self.condition, self.params)
+            call.condition = _mapped(
+                lambda t: t.double() if t.is_floating_point() else t, self.condition
+            )
+            codes = torch.zeros(1, *self.shape, dtype=torch.int64)
+            torch.testing.assert_close(call(codes), self(codes).double(), rtol=1e-2, atol=1e-2)
+            return call
+        except Exception:
+            return self
+
+
+def _checked(result, codes):
+    n, colors, *space = codes.shape
+    expected = f"must return ({n}, K, {colors} or 1, {', '.join(map(str, space))})"
+    if not isinstance(result, Tensor):
+        refuse(
+            "fn", expected, type(result).__name__, "give params= to turn it into that", TypeError
+        )
+    shape = tuple(result.shape)
+    if len(shape) != len(space) + 3 or shape[0] != n or shape[3:] != tuple(space):
+        refuse("fn", expected, shape, "K counts the parameters of one colour")
+    if shape[2] not in (1, colors):
+        refuse("fn", expected, shape, "K counts the parameters of one colour")
+    return result
+
+
+def _changed(a, b):
+    """By more than rounding: equal sums can differ by where their operands lie in memory."""
+    tolerance = 1e-10 if b.dtype == torch.float64 else 1e-5
+    finite = b[b.isfinite()]
+    largest = finite.abs().max().item() if finite.numel() else 1.0
+    same = (a == b) | (a.isnan() & b.isnan()) | ((a - b).abs() <= tolerance * largest)
+    return ~same
+
+
+def _mapped(function, condition):
+    if condition is None:
+        return None
+    if isinstance(condition, dict):
+        return {name: function(value) for name, value in condition.items()}
+    if isinstance(condition, tuple):
+        return tuple(map(function, condition))
+    return function(condition)
+
+
+def _repeated(condition, n):
+    return _mapped(lambda t: t.expand(n, *t.shape[1:]).contiguous(), condition)
+
+
+def _output_ranks(ranks, outputs):
+    """When the parameters are needed; those of all colours with the first of them."""
+    return (ranks.min(0, keepdims=True) if outputs < len(ranks) else ranks).reshape(-1)
+
+
+def _ordered(pairs, output_ranks, code_ranks):
+    """int (n, 2): (output, code), in order of the output's rank, then of the code's."""
+    output, code = np.nonzero(pairs)
+    order = np.lexsort((code, code_ranks[code], output, output_ranks[output]))
+    return np.stack([output[order], code[order]], 1)
+
+
+def _boxes(sees, outputs, shape):
+    """bool (outputs, codes): codes at positions in the box around what the output sees and its
+    own position."""
+    space = shape[1:]
+    seen = sees.reshape(-1, *shape).any(1)  # (outputs, *space)
+    own = np.eye(math.prod(space), dtype=bool).reshape(-1, *space)
+    seen = seen | np.tile(own, (outputs[0], *[1] * len(space)))
+    box = np.ones_like(seen)
+    for axis in range(len(space)):
+        others = tuple(a + 1 for a in range(len(space)) if a != axis)
+        line = seen.any(others)  # (outputs, size)
+        inside = np.logical_or.accumulate(line, 1)
+        inside &= np.logical_or.accumulate(line[:, ::-1], 1)[:, ::-1]
+        box &= np.expand_dims(inside, others) if others else inside
+    return np.repeat(box[:, None], shape[0], 1).reshape(len(sees), -1)
+
+
+def _suggestion(sees, outputs, shape, order):
+    """A common order in which it would be causal, as a sentence."""
+    colors, *space = shape
+    raster = np.arange(math.prod(space)).reshape(space)
+    separate = outputs[0] == colors
+
+    def fits(ranks, backwards=False):
+        """Colours of a pixel one after the other if the outputs are."""
+        color = np.arange(colors)[:: -1 if backwards else 1, None] if separate else 0
+        ranks = np.broadcast_to(ranks.reshape(1, -1) * colors + color, (colors, ranks.size))
+        when = _output_ranks(ranks, outputs[0])
+        return not (sees & (ranks.reshape(-1)[None] >= when[:, None])).any()
+
+    if separate and colors > 1 and fits(raster):
+        return 'each colour sees only colours of its pixel before it: pass order="subpixel"'
+    if separate and colors > 1 and fits(raster, backwards=True):
+        return (
+            "each colour sees only colours of its pixel behind it: flip the colours and pass "
+            'order="subpixel"'
+        )
+    if colors > 1 or len(space) != 2:
+        return ""
+    height, width = space
+    turned = {
+        f"arange({height * width}).view({width}, {height}).T": raster.reshape(width, height).T,
+        f"arange({height * width}).view({height}, {width}).flip(1)": raster[:, ::-1],
+        f"arange({height * width}).view({height}, {width}).flip(0)": raster[::-1],
+    }
+    for text, ranks in turned.items():
+        if fits(np.ascontiguousarray(ranks)):
+            return f"it is causal in another order: pass order=torch.{text}"
+    return ""
+
+
+def _way(path):
+    if len(path) > _PATH:
+        path = (*path[: _PATH // 2], "...", *path[-(_PATH // 2) :])
+    return " -> ".join(path)
