@@ -78,12 +78,15 @@ def seed_of(seed, generator, uniforms):
     return int(word.random_(-(2**63), None, generator=generator)) % 2**64
 
 
-def check_model(fn, shape, likelihood):
+def check_fn(fn, shape):
     if not callable(fn):
         refuse("fn", "must be callable", type(fn).__name__, "pass a module or function", TypeError)
     check_eval(fn)
-    if len(shape) not in (2, 3) or not all(isinstance(s, int) and s >= 1 for s in shape):
-        refuse("shape", "must be (C, H, W) or (C, L)", tuple(shape), "leave out the batch")
+    check_shape(shape)
+
+
+def check_model(fn, shape, likelihood):
+    check_fn(fn, shape)
     for name in ("levels", "coupled", "uniforms", "sample"):
         if not hasattr(likelihood, name):
             refuse(
@@ -93,6 +96,13 @@ def check_model(fn, shape, likelihood):
                 "see fastgen.likelihoods",
                 TypeError,
             )
+
+
+def check_shape(shape):
+    """shape as a tuple."""
+    if len(shape) not in (2, 3) or not all(isinstance(s, int) and s >= 1 for s in shape):
+        refuse("shape", "must be (C, H, W) or (C, L)", tuple(shape), "leave out the batch")
+    return tuple(shape)
 
 
 def check_eval(fn, argument="fn"):
@@ -198,7 +208,7 @@ def check_same_condition(condition, example):
         if example is not None:
             refuse("condition", "must be given", None, "fn was compiled with one")
         return
-    got, expected = _structure(condition), _structure(example)
+    got, expected = structure(condition), structure(example)
     if got != expected:
         refuse(
             "condition",
@@ -208,11 +218,14 @@ def check_same_condition(condition, example):
         )
 
 
-def _structure(condition):
+def structure(condition):
+    """Dtypes and shapes, batch aside; for people and for comparing."""
+    if condition is None:
+        return None
     if isinstance(condition, dict):
-        return {name: _structure(value) for name, value in condition.items()}
+        return {name: structure(value) for name, value in condition.items()}
     if isinstance(condition, tuple):
-        return tuple(map(_structure, condition))
+        return tuple(map(structure, condition))
     dtype = str(condition.dtype).removeprefix("torch.")
     return f"{dtype} ({', '.join(('n', *map(str, condition.shape[1:])))})"
 

@@ -47,7 +47,7 @@ class Watch:
                 if tensor is not None:
                     found.add(_storage(tensor))
             self._places.append((weakref.ref(watched), _children(watched), places))
-        self._others = [leaf for key, leaf in missing.items() if key not in found]
+        self._others = [_whole(leaf) for key, leaf in missing.items() if key not in found]
         self._content = self._look()
 
     def changed(self) -> bool:
@@ -95,6 +95,11 @@ def content(tensors: list[Tensor]):
 
 def _storage(tensor):
     return tensor.untyped_storage()._cdata if tensor.numel() else id(tensor)
+
+
+def _whole(tensor):
+    """All bytes of the storage, of which a leaf may be a part."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def _children(module):
