@@ -61,9 +61,9 @@ def traced_case(name, seed=0):
     return traced, codes, values
 
 
-def parameters(program, codes, values):
+def parameters(program, codes, values, ahead=False):
     """What the program computes, in the layout of the network's result."""
-    executor = ReferenceExecutor(program, torch.float64, poison=True)
+    executor = ReferenceExecutor(program, torch.float64, poison=True, ahead=ahead)
     flat = torch.full((len(codes), len(program.draws.param), program.parameters), torch.nan)
     flat = flat.double()
     assert executor.run(codes.flatten(1).contiguous(), params=flat) is None
@@ -82,6 +82,15 @@ def test_every_pass_on_and_off_computes_the_network(name):
         program = emit(optimize(traced, **passes), chunk=2 * (i % 2))
         got = parameters(program, codes, values)
         torch.testing.assert_close(got, values, rtol=0, atol=1e-5)  # float32 constants
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_a_second_thread_may_run_early_or_late(name, ahead):
+    traced, codes, values = traced_case(name)
+    program = emit(optimize(traced), pair=True)
+    got = parameters(program, codes, values, ahead)
+    torch.testing.assert_close(got, values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))

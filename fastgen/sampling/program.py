@@ -106,6 +106,11 @@ class Program:
     # static cells, loaded before the first entry
     constants: list  # [(slots int32 (npos,), width, values float64 (npos, nch))]
     conditions: list  # [(source, slots int32 (npos,), width, elements int64 (npos, nch))]
+    # Of a program for two threads on one image, else empty: what the second thread runs, int32
+    # (m, 4): (instruction, first row, rows, steps that must be over); and int32 (steps,), how many
+    # of these must be done before the entries of a step.
+    background: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int32))
+    needed: np.ndarray | None = None
 
     @property
     def multiply_adds(self) -> int:

@@ -10,14 +10,16 @@ class ReferenceExecutor:
     """Runs a program instruction by instruction on tensors (floats of arena, images).
 
     dtype: torch.float32 or float64. poison: cells that were never written hold NaN, so that
-    reading one too early, or one of nobody's, shows.
+    reading one too early, or one of nobody's, shows. ahead: the second thread's queue runs as early
+    as it may, else as late as it must.
     """
 
-    def __init__(self, program, dtype=torch.float64, device="cpu", poison=False):
+    def __init__(self, program, dtype=torch.float64, device="cpu", poison=False, ahead=False):
         self.program = program
         self.dtype = dtype
         self.device = torch.device(device)
         self.poison = poison
+        self.ahead = ahead
         self._instructions = [
             _KINDS[i.kind](i, self.dtype, self.device) for i in program.instructions
         ]
@@ -113,16 +115,30 @@ class _Stepper:
     def __init__(self, executor, n, conditions):
         self.executor = executor
         self.arena = executor.arena(n, conditions)
+        self.queued = 0  # entries of the background queue done
         self.values = torch.arange(executor.program.parameters, device=executor.device)
 
     @torch.no_grad()
     def advance(self, step) -> Tensor:
         executor = self.executor
+        self._run_queue(step)
         for instruction, first, rows in executor._entries[step]:
             executor._instructions[instruction](self.arena, slice(first, first + rows))
         param = StepDraws(executor.program, step).param.to(executor.device)
         at = (param[:, 0] + param[:, 2])[:, None] + self.values
         return self.arena[at].permute(2, 0, 1)
+
+    def _run_queue(self, step):
+        program = self.executor.program
+        waits = program.background[:, 3]
+        end = program.needed[step] if len(waits) else 0
+        assert (waits[:end] <= step).all(), "a step needs what waits for it"
+        if self.executor.ahead:
+            late = waits > step
+            end = late.argmax() if late.any() else len(waits)
+        for instruction, first, rows, _ in program.background[self.queued : end].tolist():
+            self.executor._instructions[instruction](self.arena, slice(first, first + rows))
+        self.queued = max(self.queued, end)
 
     def put(self, step, codes):
         cell = StepDraws(self.executor.program, step).cell.to(self.executor.device)

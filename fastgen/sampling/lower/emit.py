@@ -3,23 +3,29 @@
 import numpy as np
 
 from fastgen.sampling.lower import columns, expressions
+from fastgen.sampling.lower.arena import Arena
+from fastgen.sampling.lower.background import background, queued
 from fastgen.sampling.lower.gates import GATE
-from fastgen.sampling.lower.plan import STATIC, Plan
+from fastgen.sampling.lower.plan import Plan
 from fastgen.sampling.lower.schedule import chains, in_order
-from fastgen.sampling.lower.slots import allocate, common_widths
 from fastgen.sampling.program import Column, Draws, Instruction, Program
 
 
-def emit(plan: Plan, chunk: int = 0) -> Program:
-    """chunk: positions a turn of chained linears takes; 0: all of a step."""
+def emit(plan: Plan, chunk: int = 0, pair: bool = False) -> Program:
+    """chunk: positions a turn of chained linears takes; 0: all of a step. pair: for two threads on
+    one image, see background.py; then without chains."""
+    waits = background(plan) if pair else {}
     rows = [
         part
         for node in plan.nodes
         if node in plan.step
-        for part in columns.split_rows(plan, node, in_order(plan.step[node]))
+        for part in columns.split_rows(
+            plan, node, waits[node].order if node in waits else in_order(plan.step[node])
+        )
     ]
-    entries = _entries(plan, rows, chunk)
-    arena = _Arena(plan, rows, entries)
+    entries = _entries(plan, rows, waits, 0 if pair else chunk)
+    queue = queued(plan, rows, waits)
+    arena = Arena(plan, rows, entries, queue)
     return Program(
         steps=plan.steps,
         parameters=plan.params.shape[1],
@@ -28,6 +34,8 @@ def emit(plan: Plan, chunk: int = 0) -> Program:
         zero_width=arena.zero_width,
         instructions=[_instruction(plan, part, arena) for part in rows],
         entries=entries,
+        background=queue,
+        needed=arena.needed,
         draws=_draws(plan, arena),
         constants=[
             (arena.slots[n].astype(np.int32), arena.width[n], n.values)
@@ -42,13 +50,15 @@ def emit(plan: Plan, chunk: int = 0) -> Program:
     )
 
 
-def _entries(plan, rows, chunk):
+def _entries(plan, rows, waits, chunk):
     """int32 (n, 3). Within a step in the nodes' order, a chained linear right behind its head."""
     follows = chains(plan) if chunk else {}
     heads = set(follows.values())
     order = {node: i for i, node in enumerate(plan.nodes)}
     parts = []
     for i, part in enumerate(rows):
+        if part.node in waits:
+            continue
         step = plan.step[part.node][part.positions]
         starts = np.flatnonzero(np.diff(step, prepend=-1))
         counts = np.diff(np.append(starts, len(step)))
@@ -69,90 +79,6 @@ def _entries(plan, rows, chunk):
     table = np.concatenate([*parts, draws])
     table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 1], table[:, 0]))]
     return np.ascontiguousarray(table[:, 3:].astype(np.int32))
-
-
-class _Arena:
-    """Slots of every cell: the zero cell, then the static ones, then those that are reused."""
-
-    def __init__(self, plan, rows, entries):
-        graph = plan.graph
-        with_linear = plan.computed_with()
-        nodes = [n for n in plan.nodes if n.kind in STATIC or n in plan.step] + list(with_linear)
-        self.graph, self.static = graph, [n for n in nodes if n.kind in STATIC]
-        operands = [operand.addresses for part in rows for operand in part.operands]
-        self.width = common_widths(graph, nodes, operands)
-        self.zero_width = top = max(self.width.values(), default=1)
-        self.slots = {node: np.full(node.npos, -1, np.int64) for node in nodes}
-        for node in self.static:
-            self.slots[node] = top + np.arange(node.npos) * self.width[node]
-            top += node.npos * self.width[node]
-
-        birth = {n: np.full(n.npos, -1, np.int64) for n in nodes if n in plan.step}
-        for at, (instruction, first, count) in enumerate(entries.tolist()):
-            if instruction >= 0:
-                part = rows[instruction]
-                birth[part.node][part.positions[first : first + count]] = at
-        for node, (linear, positions) in with_linear.items():
-            birth[node] = birth[linear][positions]
-        death = {node: np.full(node.npos, -1, np.int64) for node in graph.nodes}
-
-        def read(addresses, at):
-            for node, mask, positions in graph.decode(addresses):
-                np.maximum.at(death[node], positions, at[mask])
-
-        draw_entry = np.flatnonzero(entries[:, 0] < 0)
-        read(plan.params, np.repeat(draw_entry[plan.draw_step, None], plan.params.shape[1], 1))
-        for part in rows:
-            at = birth[part.node][part.positions]
-            for operand in part.operands:
-                read(operand.addresses, at)
-
-        cells, owners = [], []
-        for node in birth:
-            (positions,) = np.nonzero(birth[node] >= 0)
-            born = birth[node][positions]
-            width = np.full(len(positions), self.width[node])
-            cells.append(np.stack([born, np.maximum(death[node][positions], born), width], 1))
-            owners.append((node, positions))
-        if cells:
-            table = np.concatenate(cells)
-            order = np.argsort(table[:, 0], kind="stable")
-            offsets = np.empty(len(table), np.int64)
-            offsets[order], top = allocate(table[order], top)
-            for (node, positions), part in zip(
-                owners, np.split(offsets, np.cumsum([len(p) for _, p in owners])[:-1]), strict=True
-            ):
-                self.slots[node][positions] = part
-        self.unread = top  # what is computed besides and nowhere read
-        self.floats = top + self.zero_width
-
-    def slots_beside(self, node, positions, linear):
-        """Where a map that is computed with a linear goes, for the linear's positions."""
-        slots = np.full(linear.npos, self.unread)
-        slots[positions] = np.where(self.slots[node] < 0, self.unread, self.slots[node])
-        return slots
-
-    def column(self, operand) -> tuple:
-        """(slots (rows,), Column)"""
-        slots = np.where(operand.addresses < 0, -1, 0)
-        width, channel = self.zero_width, 0
-        for node, mask, positions in self.graph.decode(operand.addresses):
-            slots[mask] = self.slots[node][positions]
-            width, channel = (
-                self.width[node],
-                int((operand.addresses[mask][0] - node.base) % node.nch),
-            )
-        return slots, Column(width, channel, operand.count, operand.broadcast)
-
-    def scalars(self, addresses):
-        """int32 (..., 3): slot, width, channel of each address."""
-        place = np.zeros((*addresses.shape, 3), np.int32)
-        place[..., 1] = self.zero_width
-        for node, mask, positions in self.graph.decode(addresses):
-            place[mask, 0] = self.slots[node][positions]
-            place[mask, 1] = self.width[node]
-            place[mask, 2] = (addresses[mask] - node.base) % node.nch
-        return place
 
 
 def _instruction(plan, part, arena):

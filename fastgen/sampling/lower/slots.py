@@ -1,4 +1,6 @@
-"""Where cells lie: slots of one arena, taken at birth and given back after the last reader."""
+"""Slots of the arena: taken at birth, given back after the last reader."""
+
+import heapq
 
 import numpy as np
 
@@ -46,4 +48,36 @@ def allocate(cells: np.ndarray, first_free: int):
             offset, top = top, top + width
         offsets[i] = offset
         dying.setdefault(death, []).append((width, offset))
+    return offsets, top
+
+
+def allocate_pair(cells, step, queue_wait, needed, first_free: int):
+    """Slots where one thread runs entries and another one a queue. What one of them writes lies
+    only where it wrote before, and not before the other one is known to have read that.
+
+    cells int64 (n, 5): (width, birth, last reading entry, last reading tile, whether the queue's),
+    sorted by birth, which counts entries or tiles. step: of every entry. queue_wait: steps over
+    before a tile. needed: tiles done before a step. Returns (offsets, end of the arena).
+    """
+    offsets, top = np.empty(len(cells), np.int64), first_free
+    for of_queue in (0, 1):
+        dying, gone, free = {}, -1, {}  # free: width -> heap of (other thread's last reader, slot)
+        for i in np.flatnonzero(cells[:, 4] == of_queue):
+            width, birth, last_entry, last_tile = cells[i, :4].tolist()
+            while gone < birth - 1:
+                gone += 1
+                for slot_width, other, offset in dying.pop(gone, ()):
+                    heapq.heappush(free.setdefault(slot_width, []), (other, offset))
+            # what the other thread has read for sure by now: steps over, or tiles done
+            safe = queue_wait[birth] if of_queue else needed[step[birth]]
+            slots = free.get(width)
+            if slots and slots[0][0] < safe:
+                offset = heapq.heappop(slots)[1]
+            else:
+                offset, top = top, top + width
+            offsets[i] = offset
+            own, other = (last_tile, last_entry) if of_queue else (last_entry, last_tile)
+            if of_queue:
+                other = step[other] if other >= 0 else -1
+            dying.setdefault(max(own, birth), []).append((width, int(other), offset))
     return offsets, top
