@@ -6,6 +6,7 @@
 
 #include "common/isa.h"
 #include "cuda/device.h"
+#include "engine_bindings.h"
 #include "fma_peak.h"
 
 namespace py = pybind11;
@@ -50,4 +51,5 @@ PYBIND11_MODULE(_C, m) {
       "fma_flops", [](int64_t iterations) { return FASTGEN_KERNELS(fma_peak).run(iterations); },
       py::call_guard<py::gil_scoped_release>(), py::arg("iterations"),
       "Runs register-only float32 FMAs at the level in force; returns the FLOPs done.");
+  bind_engine(m);
 }

@@ -3,6 +3,7 @@
 // reduction axis, whatever MR and NV are, so that results never depend on how work was split.
 #pragma once
 
+#include "common/half.h"
 #include "common/simd.h"
 
 namespace fastgen {
@@ -30,6 +31,19 @@ FASTGEN_INLINE int block_vectors(int64_t left) {
                                  : static_cast<int>((left + kLanes<T> - 1) / kLanes<T>);
 }
 
+// A vector of T from values stored as T or narrower.
+template <class T>
+FASTGEN_INLINE Vec<T> load_as(const T* from) {
+  return load_vector<T>(from);
+}
+template <class T>
+FASTGEN_INLINE Vec<float> load_as(const BFloat16* from) {
+  typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+  Narrow bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (Vec<float>)(__builtin_convertvector(bits, BitVec<float>) << 16);
+}
+
 template <class T, int MR, int NV>
 struct Tile {
   Vec<T> sum[MR][NV];
@@ -49,12 +63,13 @@ struct Tile {
   }
 
   // sum[i] += a[i][at + n * a_step] * b[n * b_step ...], n = 0 .. count - 1
-  FASTGEN_INLINE void add(const T* const (&a)[MR], int64_t at, int64_t a_step, const T* b,
+  template <class W>
+  FASTGEN_INLINE void add(const T* const (&a)[MR], int64_t at, int64_t a_step, const W* b,
                           int64_t b_step, int64_t count) {
     for (; count != 0; --count, at += a_step, b += b_step) {
       Vec<T> column[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) column[v] = load_vector<T>(b + v * kLanes<T>);
+      for (int v = 0; v < NV; ++v) column[v] = load_as<T>(b + v * kLanes<T>);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         const Vec<T> x = broadcast<T>(a[i][at]);
