@@ -1,5 +1,7 @@
 """A slow, plain evaluator of a traced graph: one cell after the other, in numpy float64."""
 
+import copy
+
 import numpy as np
 import torch
 
@@ -132,8 +134,9 @@ def check(traced, fn, shape, levels, condition=None, params=None, tolerance=1e-5
     check_runs(traced)
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, levels, (1, *shape), generator=generator)
+    own = copy.deepcopy(condition)  # fn may write to it
     with torch.no_grad():
-        out = fn(codes) if condition is None else fn(codes, condition)
+        out = fn(codes) if condition is None else fn(codes, own)
         out = out if params is None else params(out)
     expected = out[0].double().reshape(traced.params.shape).numpy()
     values = arena_of(traced, codes[0], condition)[traced.params]

@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graph_values import check
+from graph_values import arena_of, check
 from torch import nn
 
+from fastgen.models import GatedPixelCNN, PixelCNN
+from fastgen.sampling import graph as graph_module
 from fastgen.sampling.arguments import ranks_of
+from fastgen.sampling.errors import UnsupportedModelError
 from fastgen.sampling.trace import trace
 
 LEVELS = 5
@@ -62,8 +66,9 @@ def on_features(op, shape=SHAPE):
     return fn
 
 
-def kinds(found):
-    return [node.kind for node in found.graph.nodes]
+def late(found):
+    """How many parameters need a code that is drawn with theirs or later."""
+    return int((found.graph.ready(found.params) > found.ranks).any(0).sum())
 
 
 MASK = torch.ones(12, 12).tril().bool()
@@ -256,3 +261,531 @@ OPS = {
 @pytest.mark.parametrize("name", OPS)
 def test_an_op(name):
     verify(on_features(OPS[name]), params=as_parameters(SHAPE))
+
+
+def randomised(model):
+    """In eval mode, with weights and statistics that hide nothing."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    for parameter in model.parameters():
+        noise = torch.empty_like(parameter).normal_(0, 0.2, generator=generator)
+        parameter.data.add_(noise)
+    return model.eval()
+
+
+# codes
+
+
+def embedded(codes):
+    return F.embedding(codes[:, 0], B[:LEVELS]).permute(0, 3, 1, 2)
+
+
+CODE_OPS = {
+    "embedding": embedded,
+    "table": lambda codes: (
+        B[codes[:, 0]] + B[:, :LEVELS].index_select(1, codes.flatten()).T.view(1, 4, 3, 12)
+    ),
+    "one_hot": lambda codes: F.one_hot(codes[:, 0], LEVELS).permute(0, 3, 1, 2).float() * 2,
+    "one_hot by scatter": lambda codes: torch.zeros(1, LEVELS, 4, 3).scatter_(1, codes, 1.0),
+    "one_hot by comparison": lambda codes: (codes == torch.arange(LEVELS)[:, None, None]).float(),
+    "one_hot of few levels": lambda codes: (codes[..., None] == torch.arange(3)).float(),
+    "integers": lambda codes: codes // 2 + codes % 3 + (codes & 1) + (codes >> 1) - (codes << 1),
+    "division": lambda codes: torch.div(codes, 3, rounding_mode="floor") + (codes / 3).floor(),
+    "scaling": lambda codes: (codes.float() / 255 - 0.5) / 0.25,
+    "bytes": lambda codes: codes.to(torch.uint8).to(torch.float32).half().float(),
+    "guarded": lambda codes: guarded(codes),
+}
+
+
+def guarded(codes):
+    if codes.min() < 0 or int(codes.max()) > LEVELS or torch.isnan(codes.float()).any():
+        raise ValueError("out of range")
+    assert bool((codes.amax() < LEVELS).all())
+    return codes.float()
+
+
+@pytest.mark.parametrize("name", CODE_OPS)
+def test_an_op_on_codes(name):
+    verify(CODE_OPS[name], params=as_parameters(SHAPE))
+
+
+def test_one_hot_is_a_lookup_however_it_is_written():
+    for name in ("one_hot", "one_hot by scatter", "one_hot by comparison"):
+        found = traced(CODE_OPS[name], params=as_parameters(SHAPE))
+        assert "lookup" in [node.kind for node in found.graph.nodes], name
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 5), (2, 1), (3, 2, 5), (1, 1, 1)])
+def test_shapes(shape):
+    found = verify(
+        on_features(lambda f, g: torch.relu(f) * g, shape), shape, params=as_parameters(shape)
+    )
+    assert found.params.shape[2] == math.prod(shape[1:])
+    assert found.codes.shape == (math.prod(shape),)
+
+
+# orders
+
+
+def test_ranks_are_dense_and_codes_drawn_together_share_a_cell():
+    codes = lambda x: x.float()[:, None].expand(-1, 2, -1, -1, -1)  # noqa: E731
+    together = traced(codes, (3, 2, 2), "raster")
+    assert together.steps == 4 and together.graph.nodes[0].nch == 3
+    apart = traced(codes, (3, 2, 2), "subpixel")
+    assert apart.steps == 12
+    backwards = traced(codes, (3, 2, 2), torch.tensor([[70, 50], [20, 20]]))
+    np.testing.assert_array_equal(backwards.ranks[0], [2, 1, 0, 0])
+    ready = backwards.graph.ready(backwards.codes).reshape(3, 4)
+    np.testing.assert_array_equal(ready, backwards.ranks + 1)
+
+
+# models
+
+
+class MaskedConv(nn.Conv2d):
+    """Multiplies its mask into weight.data on every forward."""
+
+    def __init__(self, kind, cin, cout, k, colors=1):
+        super().__init__(cin, cout, k, padding=k // 2)
+        mask = torch.zeros_like(self.weight)
+        c = k // 2
+        mask[:, :, :c] = 1
+        mask[:, :, c, :c] = 1
+        source = torch.arange(cin) * colors // cin
+        target = torch.arange(cout) * colors // cout
+        sees = target[:, None] > source if kind == "A" else target[:, None] >= source
+        mask[:, :, c, c] = sees.float()
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class Plain(nn.Module):
+    def __init__(self, channels=6, layers=2, k=5, colors=1):
+        super().__init__()
+        parts = []
+        for i in range(layers):
+            kind, cin = ("B", channels) if i else ("A", colors)
+            parts += [MaskedConv(kind, cin, channels, k, colors)]
+            parts += [nn.BatchNorm2d(channels), nn.ReLU()]
+        self.net = nn.Sequential(*parts, MaskedConv("B", channels, colors * LEVELS, 1, colors))
+        self.colors = colors
+
+    def forward(self, codes):
+        y = self.net(codes.float() / (LEVELS - 1))
+        return y.unflatten(1, (self.colors, LEVELS)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("colors, order", [(1, "raster"), (3, "subpixel")])
+def test_masks_multiplied_in_place(colors, order):
+    model = randomised(Plain(6, 2, 5, colors))
+    found = verify(model, (colors, 5, 4), order)
+    assert late(found) == 0
+    weights = {
+        name for name, p in model.named_parameters() if any(p is leaf for leaf in found.leaves)
+    }
+    assert {"net.0.bias", "net.1.weight", "net.6.bias"} <= weights
+    storages = {leaf.data_ptr() for leaf in found.leaves}
+    assert model.net[0].weight.data_ptr() in storages
+    assert {"", "net", "net.0"} <= set(found.modules)
+    assert "net.0" in {node.module for node in found.graph.nodes}
+    assert found.ops["aten::convolution"] == 3
+
+
+def test_one_class_of_outputs_in_a_net_of_one_colour():
+    found = traced(randomised(Plain(6, 3, 3)), (1, 8, 8))
+    count = [node.kind for node in found.graph.nodes].count("linear")
+    assert count == 4
+
+
+def test_a_weight_that_is_zero_by_chance_splits_no_channel_off():
+    model = randomised(Plain(6, 2, 3))
+    model.net[3].weight.data[2, 1] = 0
+    model.net[3].weight.data[4] = 0
+    found = verify(model, (1, 6, 5))
+    # an output that reads nothing at all is a constant; the others stay together
+    assert [node.nch for node in found.graph.nodes if node.kind == "linear"] == [6, 5, LEVELS]
+
+
+def test_a_leak_is_seen():
+    model = randomised(Plain(6, 1, 3))
+    model.net[0].mask[0, 0, 1, 1] = 1
+    model.net[0].weight.data[0, 0, 1, 1] = 0.3
+    assert late(verify(model, (1, 5, 4))) > 0
+
+
+@pytest.mark.parametrize("cls", [PixelCNN, GatedPixelCNN])
+@pytest.mark.parametrize(
+    "colors, classes, maps", [(1, None, None), (3, 4, 2), (1, 4, None), (1, None, 2)]
+)
+def test_our_models(cls, colors, classes, maps):
+    shape = (colors, 4, 5)
+    model = cls(shape, LEVELS, channels=6, layers=1, classes=classes, condition_channels=maps)
+    model = randomised(model)
+    conditions = []
+    for label in (1, 3):
+        parts = [torch.tensor([label])] if classes else []
+        parts += [torch.randn(1, maps, 4, 5)] if maps else []
+        conditions.append(tuple(parts) if len(parts) > 1 else parts[0] if parts else None)
+    found = verify(model, shape, model.order, conditions[0], other=conditions[1])
+    assert late(found) == 0
+    assert (found.tape.sources > 0) == bool(classes or maps)
+
+
+class Strided(nn.Module):
+    """Shifted streams, down and up, concatenated elu, skips."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.above = nn.Conv2d(1, channels, (2, 3))
+        self.left = nn.Conv2d(1, channels, (1, 2))
+        self.down = nn.Conv2d(2 * channels, channels, (2, 3), 2)
+        self.up = nn.ConvTranspose2d(channels, 2 * channels, (2, 3), 2, output_padding=(0, 1))
+        self.out = nn.Conv2d(4 * channels, LEVELS, 1)
+
+    def forward(self, codes):
+        x = codes.float() / LEVELS
+        u = self.above(F.pad(x, (1, 1, 2, 0)))[:, :, :-1]
+        u = u + F.pad(self.left(F.pad(x, (1, 0)))[..., :-1], (1, 0))
+        d = self.down(F.pad(F.elu(torch.cat([u, -u], 1)), (1, 1, 1, 0)))
+        y = self.up(torch.tanh(d))[:, :, : x.shape[2], 1 : x.shape[3] + 1]
+        y = torch.cat([y, u, -u], 1)
+        return self.out(F.elu(y))[:, :, None]
+
+
+def test_strides_down_and_up():
+    found = verify(randomised(Strided()), (1, 6, 8))
+    ups = [n for n in found.graph.nodes if n.module == "up" and n.kind == "linear"]
+    assert len(ups) == 4  # one for each phase
+
+
+class Attention(nn.Module):
+    """Transformer over pixels in raster order: position i sees codes before i."""
+
+    def __init__(self, fill=-math.inf, width=8, heads=2, strict=False):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(width))
+        self.embed = nn.Embedding(LEVELS, width)
+        self.place = nn.Parameter(torch.zeros(12, width))
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.head = nn.Linear(width, LEVELS)
+        self.fill, self.heads, self.strict = fill, heads, strict
+
+    def forward(self, codes):
+        h = self.embed(codes.flatten(1))
+        if not self.strict:
+            h = torch.cat([self.start.expand(len(h), 1, -1), h[:, :-1]], 1)
+        h = h + self.place
+        b, t, d = h.shape
+        q, k, v = (
+            part.view(b, t, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm(h)).chunk(3, -1)
+        )
+        if self.strict:  # a query must not know its own code
+            q = self.place.view(b, t, self.heads, -1).transpose(1, 2)
+        if self.fill is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            seen = torch.ones(t, t).tril(-1 if self.strict else 0)
+            scores = q @ k.transpose(-2, -1) / d**0.5
+            scores = scores.masked_fill(seen == 0, self.fill)
+            y = torch.softmax(scores, -1) @ v
+        y = y.transpose(1, 2).reshape(b, t, d)
+        h = y if self.strict else h + y
+        h = h + self.mlp(h)
+        return self.head(h).transpose(1, 2).view(b, LEVELS, *codes.shape[1:])
+
+
+@pytest.mark.parametrize("fill", [-math.inf, -1e4, -1e10, None])
+def test_causal_attention(fill):
+    found = verify(randomised(Attention(fill)))
+    assert late(found) == 0
+
+
+def test_a_row_that_is_all_finite_fill_depends_on_everything():
+    found = verify(randomised(Attention(-1e10, strict=True)))
+    assert late(found) == 1
+
+
+def test_a_row_that_is_all_minus_infinity_is_nan():
+    found = verify(randomised(Attention(-math.inf, strict=True)))
+    model = randomised(Attention(-math.inf, strict=True))
+    codes = torch.ones(1, *SHAPE, dtype=torch.int64)
+    arena = arena_of(found, codes[0])[found.params]
+    assert np.isnan(arena[:, :, 0]).all() and np.isnan(model(codes)[:, :, 0, 0, 0].detach()).all()
+    assert not np.isnan(arena[:, :, 1:]).any()
+    assert late(found) == 0
+
+
+class PerLocation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mask, weight):
+        columns = F.unfold(x, 3, padding=1)
+        ctx.save_for_backward(columns)
+        return (weight.flatten(1) @ (columns * mask)).view(len(x), -1, *x.shape[2:])
+
+
+def test_masks_for_each_location_and_any_order():
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2)).view(4, 5)
+    place = F.pad(order[None, None].double(), (1, 1, 1, 1), value=99)
+    neighbours = F.unfold(place, 3)  # (1, 9, 20)
+    weights = [torch.randn(6, 1, 3, 3), torch.randn(LEVELS, 6, 3, 3)]
+
+    def fn(codes):
+        x = codes.float()
+        first = (neighbours < order.flatten()).float()
+        x = torch.relu(PerLocation.apply(x, first, weights[0]))
+        second = (neighbours <= order.flatten()).float().repeat_interleave(1, 0).repeat(1, 6, 1)
+        return PerLocation.apply(x, second, weights[1])[:, :, None]
+
+    # unfold has the channels outside the taps
+    found = verify(fn, (1, 4, 5), order)
+    assert late(found) in (0, 20)
+
+
+class Dilated(nn.Module):
+    """1-d stack; the second convolution folds time into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.utils.weight_norm(nn.Conv1d(2, 6, 2))
+        self.b = nn.Conv1d(6, 6, 2)
+        self.c = nn.Conv1d(6, 2 * LEVELS, 1)
+
+    def forward(self, codes):
+        x = F.pad(codes.float(), (2, 0))[..., :-1]
+        x = torch.relu(self.a(x))
+        n, c, length = x.shape
+        folded = F.pad(x, (2, 0)).view(n, c, -1, 2).permute(3, 0, 1, 2).reshape(2 * n, c, -1)
+        y = self.b(folded).view(2, n, c, -1).permute(1, 2, 3, 0).reshape(n, c, -1)
+        return self.c(x + y).view(n, 2, LEVELS, length).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_dilation_by_folding_time_into_the_batch():
+    assert late(verify(randomised(Dilated()), (2, 8))) == 0
+
+
+@pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
+def test_recurrences(cell):
+    rnn = randomised(cell(1, LEVELS, batch_first=True))
+
+    def fn(codes):
+        x = F.pad(codes.float(), (1, 0))[..., :-1]
+        return rnn(x.transpose(1, 2))[0].transpose(1, 2)[:, :, None]
+
+    assert late(verify(fn, (1, 5))) == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_transformer_layers():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    encoder = randomised(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False))
+    embed = torch.randn(LEVELS, 8)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+
+    def fn(codes):
+        h = F.pad(embed[codes[:, 0]], (0, 0, 1, 0))[:, :-1]
+        return encoder(h, mask=mask, is_causal=True).transpose(1, 2)[:, :, None]
+
+    assert late(verify(fn, (1, 5))) == 0
+
+
+# conditions
+
+
+def test_a_condition_network_may_do_anything():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU()).eval()
+    table = torch.randn(7, 4)
+
+    def fn(codes, condition):
+        assert condition["label"].max() < 7
+        h = net(condition["map"])
+        h = (h - h.mean((2, 3), keepdim=True)) / h.std((2, 3), keepdim=True)
+        h[:, :2].mul_(2)
+        buffer = torch.zeros(1, 4, 4, 3)
+        buffer[:, 1:] = h[:, :3]
+        scale = table[condition["label"]][:, :, None, None]
+        f = features(codes)[0][:, :4]
+        return torch.tanh(f * scale + h) + buffer * condition["scale"].view(-1, 1, 1, 1)
+
+    features = Features()
+
+    def condition(label, scale):
+        maps = torch.randn(1, 2, 4, 3)
+        return {"map": maps, "label": torch.tensor([label]), "scale": torch.tensor([scale])}
+
+    one, two = condition(2, 0.5), condition(6, -1.5)
+    found = verify(fn, condition=one, other=two, params=as_parameters(SHAPE))
+    check(found, fn, SHAPE, LEVELS, one, as_parameters(SHAPE))
+    first, second = found.tape.run(two), found.tape.run(two)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(a.dtype == torch.float64 and a.dim() == 1 for a in first)
+
+
+@pytest.mark.parametrize("layout", ["tokens", "vector", "images"])
+def test_conditions_of_any_layout(layout):
+    features = Features()
+
+    def fn(codes, condition):
+        f, g = features(codes)
+        if layout == "tokens":
+            return tokens(f) * condition + tokens(g)
+        if layout == "vector":
+            return f + condition[:, :6, None, None] * g + condition[:, 6:, None, None]
+        return torch.cat([f, condition], 1) * condition[:, :1]
+
+    shape = {"tokens": (1, 12, 6), "vector": (1, 12), "images": (1, 6, 4, 3)}[layout]
+    one, two = torch.randn(shape), torch.randn(shape)
+    verify(fn, condition=one, other=two, params=as_parameters(SHAPE))
+
+
+def test_a_condition_is_not_changed():
+    condition = torch.ones(1, 12)
+
+    def fn(codes, condition):
+        condition.mul_(2)
+        return codes.float() * condition.view(1, 1, 4, 3)
+
+    verify(fn, condition=condition.clone(), other=condition.clone(), params=as_parameters(SHAPE))
+    found = traced(fn, condition=condition, params=as_parameters(SHAPE))
+    found.tape.run(condition)
+    assert (condition == 1).all()
+
+
+def test_a_condition_may_choose_weights():
+    features = Features()
+
+    def fn(codes, condition):
+        f, _ = features(codes)
+        return tokens(f) @ condition
+
+    one, two = torch.randn(1, 6, 5), torch.randn(1, 6, 5)
+    verify(fn, condition=one, other=two, params=as_parameters(SHAPE))
+
+
+# what only works at some batch sizes, and what keeps state
+
+
+def test_a_model_that_needs_two_images_is_traced_with_two():
+    def fn(codes):
+        if len(codes) == 1:
+            raise RuntimeError("expected two")
+        return codes.float()[:, None]
+
+    found = traced(fn)
+    assert late(found) == 12
+    features = Features()
+
+    def squeezed(codes, condition):
+        if codes.squeeze().dim() < 3:
+            raise RuntimeError("squeezed the batch away")
+        return features(codes)[0] * condition[:, None]
+
+    one = torch.randn(1, 4, 3)
+    params = lambda y: y[:, :, None]  # noqa: E731
+    found = traced(squeezed, condition=one, params=params)
+    assert found.tape.batch == 2
+    assert (found.graph.ready(found.params) < graph_module.NEVER).all()
+    arena = arena_of(found, torch.ones(1, 4, 3), one * 2)
+    expected = squeezed(torch.ones(2, *SHAPE), (one * 2).repeat(2, 1, 1))[0].detach()
+    np.testing.assert_allclose(arena[found.params[:, 0]].reshape(6, 4, 3), expected, atol=1e-5)
+
+
+def test_values_in_buffers_the_model_writes():
+    class Buffered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("last", torch.zeros(1, 6, 4, 3))
+            self.features = Features()
+
+        def forward(self, codes):
+            self.last[:, :3] = self.features(codes)[0][:, :3]
+            return self.last * 2 + 1
+
+    model = Buffered().eval()
+    found = verify(model, params=as_parameters(SHAPE))
+    assert not any(leaf is model.last for leaf in found.leaves)
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, codes):
+        self.calls += 1
+        return codes[:, None] * float(self.calls)
+
+
+class Named(nn.Module):
+    """Runs a function inside a module, to see its path in messages."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.forward = function
+
+    def forward(self, *args):
+        return self.inner(*args)
+
+
+REFUSED = {
+    "batch norm in train mode": (
+        nn.Sequential(Features(), nn.BatchNorm2d(6)).train(),
+        "train mode.*eval",
+    ),
+    "dropout": (lambda codes: F.dropout(codes.float()), "random"),
+    "noise": (lambda codes: codes + torch.randn(1), "random"),
+    "item": (lambda codes: codes * codes.flatten()[0].item(), "control flow"),
+    "branch": (lambda codes: codes if codes.sum() > 3 else -codes, "control flow"),
+    "shape": (lambda codes: codes[codes > 2], "control flow|index|depend"),
+    "nonzero": (lambda codes: codes.nonzero(), "control flow"),
+    "sorting": (lambda codes: codes.sort().values, "not supported"),
+    "group norm": (lambda codes: F.group_norm(codes.float().expand(1, 4, 4, 3), 2), "normalis"),
+    "instance norm": (lambda codes: F.instance_norm(codes.float()), "normalis"),
+    "computed places": (lambda codes: codes.float().gather(3, codes % 3), "places"),
+    "bits": (lambda codes: codes ^ 3, "bits"),
+    "state": (Counting().eval(), "different results"),
+    "a tuple": (lambda codes: (codes, codes), "params="),
+    "a wrong shape": (lambda codes: codes.float(), "shape.*params="),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_is_refused(name):
+    fn, message = REFUSED[name]
+    if name == "batch norm in train mode":
+        fn = lambda codes, m=fn[1]: m(codes.float().expand(-1, 6, -1, -1))  # noqa: E731
+    with pytest.raises(UnsupportedModelError, match=message):
+        traced(fn)
+
+
+def test_a_refusal_names_op_and_module():
+    with pytest.raises(UnsupportedModelError, match=r"sort.*'inner'"):
+        traced(Named(lambda codes: codes.sort().values).eval())
+
+
+def test_host_reads_of_a_condition_are_refused():
+    def fn(codes, condition):
+        return codes if condition.sum() > 0 else -codes
+
+    with pytest.raises(UnsupportedModelError, match="condition"):
+        traced(fn, condition=torch.ones(1, 2))
+
+
+def test_hooks_are_gone_after_a_failure():
+    before = len(nn.modules.module._global_forward_hooks)
+    with pytest.raises(ZeroDivisionError):
+        traced(lambda codes: codes / (1 // 0))
+    assert len(nn.modules.module._global_forward_hooks) == before

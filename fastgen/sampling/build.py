@@ -604,7 +604,7 @@ def _position_classes(taps, npos):
         return everything
     patterns, which = np.unique(present, axis=0, return_inverse=True)
     phases = []  # masks over taps, disjoint
-    for pattern in patterns:
+    for pattern in patterns[patterns.any(1)]:
         joined = [phase for phase in phases if (phase & pattern).any()]
         phases = [phase for phase in phases if not (phase & pattern).any()]
         phases.append(np.logical_or.reduce([pattern, *joined]))

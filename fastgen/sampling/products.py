@@ -86,6 +86,9 @@ def _mixed(builder, weights, cells):
     j = cells.shape[2]
     rows = _whole_cells(builder, cells.reshape(n * k, j))
     flat = weights.reshape(n * i, k)
+    is_constant, value = builder.graph.constant(flat)
+    hopeless = (is_constant & np.isnan(value)).any(1)  # NaN whatever the cells are
+    flat = np.where(hopeless[:, None], 0, flat)
     segments = builder.segments([rows], scalars=False)
     if len(segments) > _FEW_SEGMENTS and len(segments) > j // 4:
         rows, segments = builder.gathered(rows), [(0, j, None)]
@@ -112,6 +115,8 @@ def _mixed(builder, weights, cells):
             cells=read,
         )
         out[some, start:stop] = builder.graph.addresses(node)
+    if hopeless.any():
+        out[hopeless] = builder.constants(np.float64(np.nan))
     return out.reshape(n, i, j)
 
 

@@ -1216,37 +1216,45 @@ def _pair(value):
 # attention
 
 
-@decomposes(
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-)
+@decomposes("scaled_dot_product_attention")
 def _attention(
     query,
     key,
     value,
-    *args,
     attn_mask=None,
-    attn_bias=None,
     dropout_p=0.0,
     is_causal=False,
+    *,
     scale=None,
     enable_gqa=False,
-    **others,
 ):
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
     scores = (query * scale) @ key.transpose(-2, -1)
-    mask = attn_bias if attn_mask is None else attn_mask
     if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
     return torch.ops.aten._safe_softmax(scores, -1) @ value
+
+
+@decomposes("_scaled_dot_product_flash_attention_for_cpu")
+def _attention_on_cpu(
+    query, key, value, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None
+):
+    found = _attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale)
+    return found, query.new_empty(0)  # the second is for a backward
+
+
+@decomposes("_scaled_dot_product_attention_math")
+def _attention_math(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, dropout_mask=None, **others
+):
+    return _attention(query, key, value, attn_mask, 0.0, is_causal, **others), query.new_empty(0)
 
 
 # recurrences
