@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastgen.sampling.lower.plan import STATIC
-from fastgen.sampling.lower.slots import allocate, allocate_pair, common_widths
+from fastgen.sampling.lower.slots import allocate, allocate_pair, common_widths, padded
 from fastgen.sampling.program import Column
 
 
@@ -19,7 +19,8 @@ class Arena:
         self.graph, self.static = plan.graph, [n for n in nodes if n.kind in STATIC]
         operands = [operand.addresses for part in rows for operand in part.operands]
         self.width = common_widths(self.graph, nodes, operands)
-        self.zero_width = top = max(self.width.values(), default=1)
+        counts = [operand.count for part in rows for operand in part.operands]
+        self.zero_width = top = padded(max([*self.width.values(), *counts], default=1))
         self.slots = {node: np.full(node.npos, -1, np.int64) for node in nodes}
         for node in self.static:
             self.slots[node] = top + np.arange(node.npos) * self.width[node]

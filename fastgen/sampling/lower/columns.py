@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastgen.sampling.graph import Node
+from fastgen.sampling.lower.expressions import leaves
 from fastgen.sampling.lower.plan import Plan
 
 
@@ -85,11 +86,15 @@ def _operands(plan, node):
         return _runs(plan.graph, node.sources)
     taps = [Operand(addresses, width) for addresses, width in node.taps]
     adds = [Operand(addresses, node.nacc) for addresses in node.adds]
-    return (
-        taps
-        + adds
-        + [Operand(a, 1 if broadcast else node.nch, broadcast) for a, broadcast in node.operands]
-    )
+    first = np.zeros(len(node.operands), int)  # the last channel run an expression reads
+    for leaf in leaves(node.expr) if node.operands else ():
+        if leaf[0] == "op":
+            first[leaf[1]] = max(first[leaf[1]], leaf[2])
+    operands = [
+        Operand(a, 1 if broadcast else int(c) + node.nch, broadcast)
+        for (a, broadcast), c in zip(node.operands, first, strict=True)
+    ]
+    return taps + adds + operands
 
 
 def _runs(graph, sources):
