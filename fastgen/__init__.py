@@ -12,22 +12,29 @@ _backends.force_from_environment()
 
 __version__ = "0.1.0"
 __all__ = [
+    "NotCausalError",
     "TapPlan",
+    "UnsupportedModelError",
     "backends",
+    "check_causal",
+    "compile_sampler",
     "gated_activation",
     "gated_masked_conv2d",
     "masked_conv2d",
     "use_backend",
 ]
 _SUBPACKAGES = ("data", "likelihoods", "models", "nn", "sampling")
+_OF_SAMPLING = ("NotCausalError", "UnsupportedModelError", "check_causal", "compile_sampler")
 
 
 def __getattr__(name):
     """`fastgen.nn` and its like work without an import of their own, and cost nothing unused."""
     if name in _SUBPACKAGES:
         return _importlib.import_module(f"fastgen.{name}")
+    if name in _OF_SAMPLING:
+        return getattr(_importlib.import_module("fastgen.sampling"), name)
     raise AttributeError(f"module 'fastgen' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_SUBPACKAGES])
+    return sorted([*globals(), *_SUBPACKAGES, *_OF_SAMPLING])

@@ -22,6 +22,7 @@ def collect() -> dict:
         "gpu": _gpus(),
         "environment": {k: v for k, v in os.environ.items() if k.startswith("FASTGEN_")},
         "ops": {stem: _op(stem) for stem in _backends.stems()},
+        "sampler": _sampler(),
         "self_test": _self_test(),
     }
 
@@ -83,6 +84,12 @@ def _op(stem):
     ]
 
 
+def _sampler():
+    from fastgen.sampling.compiling import executors
+
+    return [{"executor": name, "available": not why, "why": why} for name, why in executors()]
+
+
 def _self_test():
     devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [_check(name, device) for name in _backends.self_tested() for device in devices]
@@ -132,6 +139,12 @@ def _lines(report):
             mark = "*" if row["runs_on"] else " "
             where = f" on {', '.join(row['runs_on'])}" if row["runs_on"] else ""
             yield f"  {mark} {row['backend']:<10} {row['why']}{where}"
+    yield "sampler"
+    runs = next(row for row in report["sampler"] if row["available"])
+    for row in report["sampler"]:
+        level = f" at level {cpu['level']}" if row["executor"] == "cpu" and "level" in cpu else ""
+        why = row["why"] or (f"runs{level}" if row is runs else "backend='reference' picks it")
+        yield f"  {'*' if row is runs else ' '} {row['executor']:<10} {why}"
     yield ""
     for row in report["self_test"]:
         error = row["error"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.likelihoods import Categorical
-from fastgen.sampling.naive import naive_sample
+from fastgen.sampling.sampler import Sampler, compile_sampler
 
 
 class Autoregressive(nn.Module):
@@ -81,6 +81,20 @@ class Autoregressive(nn.Module):
         """-log_prob / (C H W ln 2), (B,)."""
         return self.log_prob(codes, condition) / (-math.prod(self.shape) * math.log(2))
 
+    def sampler(self, backend: str = "auto") -> Sampler:
+        """The compiled sampler behind `sample`, made at the first call; the model must be in eval
+        mode. float64 for a float64 model, else float32."""
+        dtype = next(self.parameters()).dtype
+        return compile_sampler(
+            self,
+            self.shape,
+            self.likelihood,
+            order=self.order,
+            condition=self._example_condition(),
+            dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+            backend=backend,
+        )
+
     def sample(
         self,
         n: int,
@@ -91,29 +105,29 @@ class Autoregressive(nn.Module):
         uniforms: Tensor | None = None,
         first_index: int = 0,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
         batch: int | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """n new images, int64 (n, C, H, W), in eval mode; see `fastgen.sampling.naive_sample`."""
+        """n new images, int64 (n, C, H, W), in eval mode; see `fastgen.sampling.Sampler.sample`."""
         self._check_condition(condition, n)
         self._check_labels(condition)
         was_training = self.training
         self.eval()
         try:
-            return naive_sample(
-                self,
-                self.shape,
-                self.likelihood,
+            return self.sampler().sample(
                 n,
-                order=self.order,
                 condition=condition,
                 seed=seed,
                 generator=generator,
                 uniforms=uniforms,
                 first_index=first_index,
                 temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
                 known=known,
                 known_mask=known_mask,
                 batch=batch,
@@ -121,6 +135,14 @@ class Autoregressive(nn.Module):
             )
         finally:
             self.train(was_training)
+
+    def _example_condition(self):
+        weight, parts = next(self.parameters()), []
+        if self.classes is not None:
+            parts.append(torch.full((1,), self.classes - 1, device=weight.device))
+        if self.condition_channels is not None:
+            parts.append(weight.new_zeros(1, self.condition_channels, *self.shape[1:]).detach())
+        return tuple(parts) if len(parts) > 1 else parts[0] if parts else None
 
     def _inputs(self, codes: Tensor, condition):
         """Codes as floats in [-1, 1] and the condition, checked, in the parameters' dtype and in

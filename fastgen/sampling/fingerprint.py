@@ -48,13 +48,14 @@ class Watch:
                     found.add(_storage(tensor))
             self._places.append((weakref.ref(watched), _children(watched), places))
         self._others = [_whole(leaf) for key, leaf in missing.items() if key not in found]
+        self._memory = []  # of the last look: (tensor, address, bytes, description)
         self._content = self._look()
 
     def changed(self) -> bool:
         return self._look() != self._content
 
     def _look(self):
-        tensors, layout = [], []
+        tensors = []
         for reference, children, places in self._places:
             module = reference()
             if module is None or _children(module) != children:
@@ -66,31 +67,46 @@ class Watch:
                 if not isinstance(tensor, Tensor):
                     return None
                 tensors.append(tensor)
-        tensors = [t for t in tensors + self._others if t is not None]
-        for t in tensors:
-            layout.append((t.shape, t.dtype))
-        return content(tensors), layout
+        tensors += self._others
+        return self._hashed([t for t in tensors if t is not None])
+
+    def _hashed(self, tensors):
+        """A hash of the tensors and their descriptions. Where every tensor is still the same object
+        in the same memory, little is done beside the hash."""
+        last = self._memory if len(self._memory) == len(tensors) else [(None,) * 4] * len(tensors)
+        memory = []
+        for t, (seen, address, size, description) in zip(tensors, last, strict=True):
+            before, description = description, (t.shape, t.stride(), t.dtype)
+            if t is not seen or not address or t.data_ptr() != address or description != before:
+                plain = t.device.type == "cpu" and _is_dense(t)
+                address, size = (t.data_ptr(), t.nbytes) if plain else (0, 0)
+            memory.append((t, address, size, description))
+        self._memory = memory
+        kept = [t if address else _dense_copy(t) for t, address, _, _ in memory]
+        parts = [
+            (address, size) if address else (copy.data_ptr(), copy.nbytes)
+            for copy, (_, address, size, _) in zip(kept, memory, strict=True)
+        ]
+        return content(kept, parts), [description for *_, description in memory]
 
 
-def content(tensors: list[Tensor]):
-    """A hash of the tensors' values, of as many bits as make a chance agreement no matter."""
-    memory = []
-    kept = []  # copies must live until they are read
-    for t in tensors:
-        t = t.detach()
-        if t.device.type != "cpu":
-            t = t.cpu()
-        if not t.is_contiguous() and not t.is_contiguous(memory_format=torch.channels_last):
-            t = t.contiguous()
-        kept.append(t)
-        memory.append((t.data_ptr(), t.nbytes))
+def content(tensors: list[Tensor], parts: list[tuple[int, int]]):
+    """64-bit hash of dense tensors on the CPU; parts: (address, bytes) of each."""
     if EXTENSION is not None and hasattr(EXTENSION, "fingerprint"):
-        return EXTENSION.fingerprint(memory)
+        return EXTENSION.fingerprint(parts)
     digest = hashlib.blake2b(digest_size=8)
-    for t in kept:
-        flat = torch.as_strided(t, (t.numel(),), (1,)).view(torch.uint8) if t.numel() else t
-        digest.update(flat.numpy().data if t.numel() else b"")
+    for t in tensors:
+        flat = t.detach().as_strided((t.numel(),), (1,))
+        digest.update(flat.view(torch.uint8).numpy().data if t.numel() else b"")
     return digest.digest()
+
+
+def _is_dense(t):
+    return t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+
+
+def _dense_copy(t):
+    return t.detach().cpu().contiguous()
 
 
 def _storage(tensor):
