@@ -188,12 +188,13 @@ class Sampler:
                     )
                 else:
                     noise = uniforms[part].cpu()
+                noise = noise.double().flatten(2).contiguous()
                 drawn = torch.where(mask[part], known[part], 0).flatten(1).contiguous()
                 wrong = self._run(
                     compiled,
                     drawn,
                     conditions=conditions,
-                    draw=Draw(likelihood, noise.double().flatten(2), temperature, top_k, top_p),
+                    draw=Draw(likelihood, noise, temperature, top_k, top_p),
                     known=None if known_mask is None else mask[part].flatten(1).contiguous(),
                     tick=lambda done, part=part, m=m: report((part.start + done * m) / n),
                 )
