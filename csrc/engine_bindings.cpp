@@ -42,7 +42,8 @@ constexpr const char* kRowFunctions[] = {FASTGEN_ROW_FUNCTIONS(FASTGEN_NAME)};
 constexpr const char* kPointwise[] = {FASTGEN_UNARY(FASTGEN_NAME) FASTGEN_BINARY(FASTGEN_NAME)
                                           FASTGEN_TERNARY(FASTGEN_NAME)};
 #undef FASTGEN_NAME
-constexpr const char* kKinds[] = {"linear", "map", "gather", "lookup", "row", "dot", "mix"};
+constexpr const char* kKinds[] = {"linear", "map", "gather", "lookup",
+                                  "row",    "dot", "mix",    "attention"};
 constexpr const char* kEpilogues[] = {"none", "relu", "gate", "gate_both", "code"};
 constexpr const char* kSources[] = {"acc", "op", "const", "tmp"};
 constexpr const char* kLikelihoods[] = {"categorical", "bernoulli", "mixture"};
@@ -57,7 +58,8 @@ CodeStep code_step(const py::handle& line) {
       line.cast<std::tuple<py::object, py::tuple, py::sequence>>();
   CodeStep step = {};
   step.function = named<Pointwise>(kPointwise, function, "function");
-  step.result = result[0].cast<std::string>() == "out" ? -1 : result[1].cast<int32_t>();
+  const int32_t which = result.size() > 1 ? result[1].cast<int32_t>() : 0;
+  step.result = result[0].cast<std::string>() == "out" ? -1 - which : which;
   size_t n = 0;
   for (const py::handle& given : arguments) {
     const auto argument = given.cast<py::tuple>();
@@ -76,6 +78,15 @@ double number(const py::dict& from, const char* name) {
   return from.contains(name) ? from[name].cast<double>() : 0.0;
 }
 
+std::vector<Column> columns_of(const py::handle& from) {
+  std::vector<Column> columns;
+  for (const py::handle& c : from) {
+    columns.push_back({c.attr("width").cast<int64_t>(), c.attr("channel").cast<int32_t>(),
+                       c.attr("count").cast<int32_t>(), c.attr("broadcast").cast<bool>()});
+  }
+  return columns;
+}
+
 InstructionSource instruction(const py::handle& from) {
   InstructionSource source;
   Instruction& i = source.plain;
@@ -86,10 +97,8 @@ InstructionSource instruction(const py::handle& from) {
   i.width = from.attr("width").cast<int64_t>();
   i.nch = from.attr("nch").cast<int32_t>();
   source.critical = from.attr("critical").cast<bool>();
-  for (const py::handle& c : from.attr("columns")) {
-    source.columns.push_back({c.attr("width").cast<int64_t>(), c.attr("channel").cast<int32_t>(),
-                              c.attr("count").cast<int32_t>(), c.attr("broadcast").cast<bool>()});
-  }
+  source.columns = columns_of(from.attr("columns"));
+  source.sides = columns_of(from.attr("sides"));
   i.epilogue = named<Epilogue>(kEpilogues, from.attr("epilogue"), "epilogue");
   if (i.kind == Kind::kLinear) {
     const auto weight = from.attr("weight").cast<py::array>();
@@ -123,6 +132,12 @@ InstructionSource instruction(const py::handle& from) {
     i.correction = number(args, "correction");
     if (args.contains("weight")) source.row_weight = values_of<double>(args["weight"]);
     if (args.contains("bias")) source.row_bias = values_of<double>(args["bias"]);
+  }
+  if (i.kind == Kind::kAttention) {
+    i.scale = number(from.attr("args").cast<py::dict>(), "scale");
+    const auto pairs = values_of<int32_t>(from.attr("pairs"));
+    for (size_t p = 0; p + 1 < pairs.size(); p += 2)
+      source.pairs.push_back({pairs[p], pairs[p + 1]});
   }
   return source;
 }

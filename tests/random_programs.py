@@ -86,12 +86,14 @@ class Builder:
             slots[self.rng.random(rows) < 0.3] = -1
         return Column(cells.width, channel, count, broadcast), slots
 
-    def instruction(self, kind, nch, reads, second=None, **fields):
+    def instruction(self, kind, nch, reads, second=None, beside=(), table=None, **fields):
         out = self.allocate(self.rows, nch)
-        table = [out.slots, *(slots for _, slots in reads)]
+        if table is None:
+            table = [slots for _, slots in reads]
         if second is not None:
             table.append(second.slots)
             fields["second_width"] = second.width
+        table = [out.slots, *table, *(cells.slots for cells in beside)]
         table = np.ascontiguousarray(np.stack(table, 1).astype(np.int32))
         columns = [column for column, _ in reads]
         self.entries += [(len(self.instructions), 0, self.rows // 2)]
@@ -100,6 +102,7 @@ class Builder:
         self.readable.append(out)
         if second is not None:
             self.readable.append(second)
+        self.readable += beside
         return out
 
     def straight_line(self, expr, nch):
@@ -126,7 +129,7 @@ class Builder:
         consts = np.array(consts).reshape(len(consts), nch)
         return {"code": code, "consts": consts, "temporaries": len(code)}
 
-    def linear(self, nch, epilogue="none", taps=(), adds=0, expression=0, bias=True):
+    def linear(self, nch, epilogue="none", taps=(), adds=0, expression=0, bias=True, sides=0):
         gate = epilogue.startswith("gate")
         extra = int(self.rng.integers(0, 4)) if epilogue == "code" else 0
         nacc = 2 * nch if gate else nch + extra
@@ -150,7 +153,12 @@ class Builder:
             expr = expressions(x, ("op", 0, 0), ("op", 1, 0))[expression]
             fields |= self.straight_line(expr, nch)
         second = self.allocate(self.rows, nacc) if epilogue == "gate_both" else None
-        return self.instruction("linear", nch, reads, second, **fields)
+        beside = [self.allocate(self.rows, nch) for _ in range(sides)]
+        for k in range(1, sides + 1):  # some before the cell itself
+            line = (("neg", "tanh")[k % 2], ("out", k), [x])
+            fields["code"].insert(0 if k == 1 else len(fields["code"]), line)
+        fields["sides"] = [Column(cells.width, 0, nch) for cells in beside]
+        return self.instruction("linear", nch, reads, second, beside, **fields)
 
     def map(self, nch, expression):
         nch = min(nch, max(c.nch for c in self.readable))
@@ -210,6 +218,20 @@ class Builder:
             weights[i][1][gone[i]] = -1
             cells[i][1][gone[i]] = -1
         return self.instruction("mix", nch, weights + cells)
+
+    def attention(self, width, nch, most):
+        query, keys = self.read(width, self.rows), self.read(width, self.rows * most)
+        values = self.read(nch, self.rows * most)
+        counts = self.rng.integers(1, most + 1, self.rows)
+        table = [query[1], np.arange(self.rows) * most, counts]
+        return self.instruction(
+            "attention",
+            nch,
+            [query, keys, values],
+            table=table,
+            pairs=np.stack([keys[1], values[1]], 1).astype(np.int32),
+            args={"scale": 1.3},
+        )
 
     def draw_step(self):
         """Parameters from a linear, then the draws of the step."""

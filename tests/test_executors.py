@@ -29,13 +29,15 @@ def everything(seed, steps=3, **options):
             builder.map(int(rng.integers(1, 40)), expression)
             taps = rng.integers(1, 20, int(rng.integers(1, 4)))
             adds = int(rng.integers(0, 3))
-            builder.linear(int(rng.integers(1, 40)), "code", taps, adds, expression)
+            nch, sides = int(rng.integers(1, 40)), int(rng.integers(0, 3))
+            builder.linear(nch, "code", taps, adds, expression, sides=sides)
         for function in ROWS:
             builder.row(function)
         builder.gather(int(rng.integers(1, 20)))
         builder.lookup(int(rng.integers(1, 20)))
         builder.dot(5)
         builder.mix(int(rng.integers(1, 30)), 3)
+        builder.attention(int(rng.integers(1, 30)), int(rng.integers(1, 30)), 20)
         for epilogue in ("none", "relu", "gate", "gate_both"):
             builder.linear(int(rng.integers(1, 71)), epilogue, (1, 20, 3), adds=1)
         builder.draw_step()
@@ -232,7 +234,11 @@ def test_known_codes_stay_and_later_steps_see_them(kind):
 
 @pytest.mark.parametrize("kind", [ReferenceExecutor, CpuExecutor])
 def test_the_first_nan_of_the_first_sample_is_named(kind):
-    program = everything(2, parameters=1, steps=4)
+    builder = Builder(np.random.default_rng(2), parameters=1)
+    builder.readable = builder.readable[-1:]  # the condition
+    for _ in range(4):
+        builder.draw_step()
+    program = builder.program()
     codes, conditions, noise, params = inputs(program, 6)
     conditions[0][3:] = torch.nan
     executor = kind(program, torch.float64)

@@ -125,6 +125,8 @@ void run(const Instruction& i, int64_t first, int64_t count, const Images<T>& im
       return run_map<T>(i, first, count, images);
     case Kind::kRow:
       return run_row(i, first, count, images);
+    case Kind::kAttention:
+      return run_attention(i, first, count, images);
     case Kind::kGather:
       run_position = run_gather<T>;
       break;

@@ -347,6 +347,10 @@ void run_linear_as(const Instruction& i, int64_t first, int64_t count, const Ima
     }
     if (is_code) {
       rows.find(0, i.width, 0, out);
+      for (int32_t s = 0; s < i.side_count; ++s) {
+        const int64_t column = i.table_step - i.side_count + s;
+        rows.find(column, i.sides[s].width, i.sides[s].channel, out + (1 + s) * kChunkRows);
+      }
       run_code(i, {rows.count, acc, acc_step, pointers + i.first_operand * kChunkRows, out,
                    static_cast<T*>(images.scratch->temporaries)});
     }

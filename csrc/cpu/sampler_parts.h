@@ -9,8 +9,8 @@
 namespace fastgen {
 namespace FASTGEN_ISA_NS {
 
-// Rows of an expression: acc (rows, acc_step), if any, and the operands' rows as column_rows makes
-// them, operand after operand.
+// Rows of an expression: acc (rows, acc_step), if any; then [operand][kChunkRows] and, of what it
+// writes, [1 + side][kChunkRows].
 template <class T>
 struct CodeRows {
   int64_t count;
@@ -24,11 +24,15 @@ struct CodeRows {
 void run_code(const engine::Instruction&, const CodeRows<float>&);
 void run_code(const engine::Instruction&, const CodeRows<double>&);
 
-// Functions of one row of values; `absent` marks (by non-zero) what to leave out, or is null.
 void run_row(const engine::Instruction&, int64_t first, int64_t count,
              const engine::Images<float>&);
 void run_row(const engine::Instruction&, int64_t first, int64_t count,
              const engine::Images<double>&);
+
+void run_attention(const engine::Instruction&, int64_t first, int64_t count,
+                   const engine::Images<float>&);
+void run_attention(const engine::Instruction&, int64_t first, int64_t count,
+                   const engine::Images<double>&);
 
 void run_linear(const engine::Instruction&, int64_t first, int64_t count,
                 const engine::Images<float>&);

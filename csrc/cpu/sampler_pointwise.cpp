@@ -177,7 +177,7 @@ void run_code_as(const Instruction& i, const CodeRows<T>& rows) {
           break;
       }
     }
-    pass.rows = line->result < 0 ? rows.out : nullptr;
+    pass.rows = line->result < 0 ? rows.out + (-1 - line->result) * kChunkRows : nullptr;
     pass.step = temporary_step;
     pass.base =
         line->result < 0 ? nullptr : rows.temporaries + line->result * kCodeRows * temporary_step;

@@ -74,14 +74,21 @@ struct ScratchSizes {
 
   void include(const InstructionSource& source, const std::vector<TapRun>& runs) {
     const Instruction& i = source.plain;
-    columns = std::max(columns, static_cast<int64_t>(source.columns.size()));
+    columns = std::max(columns, static_cast<int64_t>(source.columns.size() + source.sides.size()));
     int64_t copied = 0, length = 0;
     for (const TapRun& run : runs) copied += run.columns > 1 ? run.length : 0;
     for (const Column& column : source.columns) length += column.count;
     narrow = std::max(narrow, copied * kChunkRows);
     acc = std::max(acc, padded(i.nacc) * kCodeRows);
     temporaries = std::max(temporaries, i.temporaries * padded(i.nch) * kCodeRows);
-    if (i.kind == Kind::kRow) row = std::max(row, 2 * (padded(length) + kSlack));
+    if (i.kind == Kind::kAttention) {
+      for (size_t at = 3; at < source.table.size(); at += 4) {
+        length = std::max<int64_t>(length, source.table[at]);
+      }
+    }
+    if (i.kind == Kind::kRow || i.kind == Kind::kAttention) {
+      row = std::max(row, 2 * (padded(length) + kSlack));
+    }
   }
 };
 
@@ -127,6 +134,9 @@ struct OwnedInstruction {
     plain.table = source.table.data();
     plain.columns = source.columns.data();
     plain.column_count = static_cast<int32_t>(source.columns.size());
+    plain.sides = source.sides.data();
+    plain.side_count = static_cast<int32_t>(source.sides.size());
+    plain.pairs = source.pairs.data();
     plain.runs = runs.data();
     plain.run_count = static_cast<int32_t>(runs.size());
     plain.code = source.code.data();

@@ -26,6 +26,8 @@ struct InstructionSource {
   std::vector<double> consts;  // (count, const_step)
   std::vector<int32_t> pick;   // (nch, 2)
   std::vector<double> lookup, row_weight, row_bias;
+  std::vector<Column> sides;
+  std::vector<Pair> pairs;
 };
 
 // Cells whose values are known before the first step: values (slots, nch) for every image, or

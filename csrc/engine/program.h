@@ -7,7 +7,7 @@
 namespace fastgen {
 namespace engine {
 
-enum class Kind : int32_t { kLinear, kMap, kGather, kLookup, kRow, kDot, kMix };
+enum class Kind : int32_t { kLinear, kMap, kGather, kLookup, kRow, kDot, kMix, kAttention };
 enum class Epilogue : int32_t { kNone, kRelu, kGate, kGateBoth, kCode };
 
 #define FASTGEN_ROW_FUNCTIONS(X) \
@@ -81,7 +81,7 @@ struct Argument {
 // One line of an expression's code.
 struct CodeStep {
   Pointwise function;
-  int32_t result;  // a temporary; -1: the cell that is written
+  int32_t result;  // a temporary; -1: the cell that is written; -1 - k: the k-th side
   Argument arguments[3];
 };
 
@@ -95,6 +95,12 @@ struct TapRun {
 // Adjacent channels a gather copies.
 struct CopyRun {
   int32_t column, channel, out, count;
+};
+
+// Attention reads scale * (query . key) of `pairs`; rows of its table are (out, query, first pair,
+// pairs), columns query, key and value.
+struct Pair {
+  int32_t key, value;
 };
 
 struct Instruction {
@@ -114,6 +120,10 @@ struct Instruction {
   int64_t second_width;
   const void* packed;  // see the kernel's pack()
 
+  // linear: cells that its code computes besides; the last columns of the table
+  const Column* sides;
+  int32_t side_count;
+
   // linear and map
   const CodeStep* code;
   int32_t code_count, first_operand, temporaries;
@@ -132,6 +142,10 @@ struct Instruction {
   RowFunction function;
   double epsilon, correction;
   const void *row_weight, *row_bias;  // or null
+
+  // attention
+  const Pair* pairs;
+  double scale;
 };
 
 struct Entry {
@@ -148,7 +162,7 @@ inline int64_t padded(int64_t channels) { return (channels + kSlack - 1) / kSlac
 
 // What one thread works in. Sizes are the program's maxima.
 struct Scratch {
-  const void** pointers;  // [column + 2][kChunkRows]
+  const void** pointers;  // [column + 2 + side][kChunkRows]
   void* narrow;           // [kChunkRows][length of the narrow taps]
   void* acc;              // [kCodeRows][padded nacc]
   void* temporaries;      // [temporary][kCodeRows][padded nch]
