@@ -106,7 +106,8 @@ def check_shape(shape):
 
 
 def check_eval(fn, argument="fn"):
-    if isinstance(fn, nn.Module) and fn.training:
+    module = module_of(fn)
+    if module is not None and module.training:
         refuse(
             argument,
             "must be in eval mode",
@@ -281,9 +282,36 @@ def completion(known, known_mask, n, shape, levels, device):
     return known.to(device).expand(n, *shape), known_mask.to(device).expand(n, *shape)
 
 
+def unwrapped(fn):
+    """What torch.compile, DataParallel or DistributedDataParallel wraps."""
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(fn, parallel):
+            fn = fn.module
+        elif isinstance(fn, nn.Module) and "_orig_mod" in fn._modules:
+            fn = fn._orig_mod
+        elif not isinstance(fn, nn.Module) and hasattr(fn, "_torchdynamo_orig_callable"):
+            fn = fn._torchdynamo_orig_callable
+        else:
+            return fn
+
+
+def module_of(fn):
+    """The module that fn is, or whose method it is; else None."""
+    owner = getattr(fn, "__self__", fn)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def module_of(fn):
+    """The module that fn is, or whose method it is; else None."""
+    owner = getattr(fn, "__self__", fn)
+    return owner if isinstance(owner, nn.Module) else None
+
+
 def device_of(fn, condition, uniforms):
-    if isinstance(fn, nn.Module):
-        for tensor in (*fn.parameters(), *fn.buffers()):
+    module = module_of(fn)
+    if module is not None:
+        for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     for value in (*tensors_of(condition), uniforms):
         if isinstance(value, Tensor):

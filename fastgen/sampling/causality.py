@@ -14,8 +14,10 @@ from fastgen.sampling.arguments import (
     check_condition,
     check_fn,
     device_of,
+    module_of,
     ranks_of,
     refuse,
+    unwrapped,
 )
 from fastgen.sampling.dependencies import Dependencies
 from fastgen.sampling.errors import NotCausalError, UnsupportedModelError
@@ -197,7 +199,7 @@ def check_causal(
 
     Args:
         fn: ``fn(codes)`` or ``fn(codes, condition)`` to parameters (B, K, C or 1, H, W), for codes
-            int64 (B, C, H, W).
+            int64 (B, C, H, W). What torch.compile or DistributedDataParallel wraps is unwrapped.
         shape: (C, H, W), or (C, L) for sequences; then the last axis is dropped everywhere.
         order: "raster", "subpixel", or integer ranks (H, W) or (C, H, W), lowest first; equal
             ranks may not see each other.
@@ -214,7 +216,8 @@ def check_causal(
         UnsupportedModelError: fn gives different results for equal codes, so that there is
             nothing to judge.
     """
-    check_fn(fn, shape)
+    fn = unwrapped(fn)
+    check_fn(module_of(fn) or fn, shape)
     shape = tuple(shape)
     ranks = ranks_of(order, shape, False)
     check_condition(condition, 1)
@@ -269,7 +272,7 @@ class _Call:
 
     def __init__(self, fn, shape, condition, params):
         self.fn, self.shape, self.condition, self.params = fn, shape, condition, params
-        self.device = device_of(fn, condition, None)
+        self.device = device_of(module_of(fn) or fn, condition, None)
 
     def __call__(self, codes):
         """(B, K, C or 1, positions); equal codes meet equal random numbers."""

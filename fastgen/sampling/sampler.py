@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.progress import Progress
 from fastgen.reference.philox import sampling_uniforms
@@ -19,11 +19,13 @@ from fastgen.sampling.arguments import (
     check_uniforms,
     completion,
     device_of,
+    module_of,
     ranks_of,
     refuse,
     seed_of,
     sliced,
     structure,
+    unwrapped,
 )
 from fastgen.sampling.compiling import (
     GROUP,
@@ -88,8 +90,8 @@ def compile_sampler(
         NotCausalError: a ValueError; an output depends on a code drawn with it or after it.
         TypeError, ValueError: an argument is not as above. RuntimeError: backend cannot run here.
     """
-    fn = _unwrapped(fn)
-    check_model(_module_of(fn) or fn, shape, likelihood)
+    fn = unwrapped(fn)
+    check_model(module_of(fn) or fn, shape, likelihood)
     shape = tuple(shape)
     ranks = ranks_of(order, shape, likelihood.coupled)
     if params is not None and not callable(params):
@@ -97,7 +99,7 @@ def compile_sampler(
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         refuse("dtype", "must be float32, float64 or bfloat16", dtype, "float32 is exact")
     check_condition(condition, 1)
-    home = device_of(_module_of(fn) or fn, condition, None)
+    home = device_of(module_of(fn) or fn, condition, None)
     target = Target(dtype, chosen_backend(backend, dtype, home), home)
     request = Request(fn, shape, likelihood, order, ranks, condition, params, home, target)
     sampler = Sampler(request, home if device is None else torch.device(device), _shared(request))
@@ -238,7 +240,7 @@ class Sampler:
 
     def _current(self) -> Compiled:
         """The program of the weights as they are now."""
-        check_eval(_module_of(self._request.fn))
+        check_eval(module_of(self._request.fn))
         compiled = self._shared.compiled
         if compiled is None or compiled.watch.changed():
             with LOCK:
@@ -341,7 +343,7 @@ class _Shared:
 
 def _shared(request):
     """The one kept for the request, or a new one."""
-    module = _module_of(request.fn)
+    module = module_of(request.fn)
     owner = request.fn if module is None else module
     key = (
         getattr(request.fn, "__func__", None),
@@ -373,23 +375,3 @@ def _weak(function):
         )
     except TypeError:
         return lambda: function
-
-
-def _unwrapped(fn):
-    """What torch.compile, DataParallel or DistributedDataParallel wraps."""
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(fn, parallel):
-            fn = fn.module
-        elif isinstance(fn, nn.Module) and "_orig_mod" in fn._modules:
-            fn = fn._orig_mod
-        elif not isinstance(fn, nn.Module) and hasattr(fn, "_torchdynamo_orig_callable"):
-            fn = fn._torchdynamo_orig_callable
-        else:
-            return fn
-
-
-def _module_of(fn):
-    """The module that fn is, or whose method it is; else None."""
-    owner = getattr(fn, "__self__", fn)
-    return owner if isinstance(owner, nn.Module) else None
