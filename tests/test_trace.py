@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from graph_values import arena_of, check
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastgen.models import GatedPixelCNN, PixelCNN
 from fastgen.sampling import graph as graph_module
@@ -26,8 +27,8 @@ def traced(fn, shape=SHAPE, order="raster", **kwargs):
 
 def verify(fn, shape=SHAPE, order="raster", condition=None, params=None, other=None, **kwargs):
     """Traces fn and compares; `other` is the condition to compare with."""
-    found = traced(fn, shape, order, condition=condition, params=params, **kwargs)
-    check(found, fn, shape, LEVELS, condition if other is None else other, params)
+    found = traced(fn, shape, order, condition=condition, params=params)
+    check(found, fn, shape, LEVELS, condition if other is None else other, params, **kwargs)
     return found
 
 
@@ -109,6 +110,12 @@ OPS = {
     "rare activations": lambda f, g: (
         F.logsigmoid(f) + F.softsign(f) + F.threshold(f, 0.1, 2.0) + F.prelu(f, V)
     ),
+    "shrinking": lambda f, g: (
+        F.hardshrink(f, 0.1) + F.softshrink(g, 0.1) + F.tanhshrink(f) + F.rrelu(g)
+    ),
+    "not numbers": lambda f, g: (
+        torch.nan_to_num(f / (g > 0), 0.5, 2.0, -3.0) + torch.nan_to_num(torch.log(f), 1.0)
+    ),
     "exponentials": lambda f, g: torch.exp(f) + torch.log(f.abs() + 1) + torch.log1p(g * g),
     "powers": lambda f, g: f**2 + f**3 + (f.abs() + 1) ** 0.5 + (f.abs() + 1) ** 1.7 + 2**f,
     "roots": lambda f, g: torch.sqrt(f.abs() + 1) + torch.rsqrt(g.abs() + 1) + f.square(),
@@ -116,6 +123,13 @@ OPS = {
         (3.3 * f).floor() + (3.3 * f).ceil() + (3.3 * f).round() + (3.3 * f).trunc()
     ),
     "trigonometry": lambda f, g: torch.sin(f) + torch.cos(f) + torch.erf(f) + f.sign(),
+    "inverse functions": lambda f, g: (
+        torch.atan(9 * f) + torch.asin(f.tanh()) + torch.acos(g.tanh()) + torch.asinh(f)
+    ),
+    "hyperbolic functions": lambda f, g: (
+        torch.sinh(f) + torch.cosh(f) + torch.atanh(f.tanh()) + torch.acosh(1 + g.abs())
+    ),
+    "sums of exponentials": lambda f, g: torch.logaddexp(f, g) + torch.tan(f) + torch.exp2(g),
     "clamps": lambda f, g: f.clamp(-0.1, 0.2) + f.clamp(min=0.1) + f.clamp_max(0.1) + f.clip(0, 1),
     "comparisons": lambda f, g: (f > g).float() + (f <= 0.1).float() - (f == g).float(),
     "logic": lambda f, g: ((f > g) & (f > 0) | ~(g > 0)).float() + torch.logical_xor(f > 0, g > 0),
@@ -274,6 +288,43 @@ def randomised(model):
         noise = torch.empty_like(parameter).normal_(0, 0.2, generator=generator)
         parameter.data.add_(noise)
     return model.eval()
+
+
+def test_composite_ops_in_inference_mode():
+    model = randomised(Attention(None))
+
+    @torch.inference_mode()
+    def fn(codes):
+        return model(codes)
+
+    assert late(verify(fn)) == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_fused_attention_by_the_kernel_the_model_asks_for():
+    def op(f, g):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            f, g = tokens(f)[:, None].contiguous(), tokens(g)[:, None].contiguous()
+            masked = F.scaled_dot_product_attention(f, g, f * 2, MASK, scale=0.3)
+            return masked + F.scaled_dot_product_attention(f, g, f, is_causal=True)
+
+    verify(on_features(op), params=as_parameters(SHAPE))
+
+
+def test_halves():
+    model = randomised(Plain(6, 2, 5)).bfloat16()
+
+    def fn(codes):
+        return model.net(codes.bfloat16() / 4)[:, :, None]
+
+    verify(fn, tolerance=0.03)
+    plain = randomised(Plain(6, 2, 5))
+
+    def autocast(codes):
+        with torch.autocast("cpu", torch.bfloat16):
+            return plain(codes)
+
+    verify(autocast, tolerance=0.03)
 
 
 # codes
@@ -521,7 +572,7 @@ def test_a_row_that_is_all_minus_infinity_is_nan():
     model = randomised(Attention(-math.inf, strict=True))
     codes = torch.ones(1, *SHAPE, dtype=torch.int64)
     arena = arena_of(found, codes[0])[found.params]
-    assert np.isnan(arena[:, :, 0]).all() and np.isnan(model(codes)[:, :, 0, 0, 0].detach()).all()
+    assert np.isnan(arena[:, :, 0]).all() and model(codes)[:, :, 0, 0, 0].isnan().all()
     assert not np.isnan(arena[:, :, 1:]).any()
     assert late(found) == 0
 

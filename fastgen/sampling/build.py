@@ -15,7 +15,7 @@ from fastgen.sampling.evaluate import (
     row_value,
     simplified,
 )
-from fastgen.sampling.graph import Graph
+from fastgen.sampling.graph import LEAVES, Graph
 
 _MANY_SEGMENTS = 8  # an operand in more pieces than this is gathered into fresh cells
 _HOLE = 8  # so many unread channels in a row end a tap; fewer are read with weight zero
@@ -28,6 +28,7 @@ class Builder:
         self.graph = Graph()
         self.module = self.op = ""
         self._scalars = {}
+        self._maps = {}
         self._fills = []  # (addresses, sorted; what was added to each)
 
     def add(self, kind, npos, nch, ready, **fields):
@@ -386,9 +387,16 @@ class Builder:
         operands = [
             (np.ascontiguousarray(first[keep]), not run and q > 1) for first, run in operands
         ]
-        ready = np.max([self.graph.ready(first) for first, _ in operands], axis=0)
-        node = self.add("map", len(keep), q, ready, operands=operands, expr=expr)
-        return self.graph.addresses(node)[inverse]
+        return self._map_node(expr, operands, len(keep), q)[inverse]
+
+    def _map_node(self, expr, operands, n, q):
+        """Addresses of a map; the same one if it was computed before, as when two layers apply an
+        activation to the same tensor."""
+        key = (n, q, _hashable(expr), *((f.tobytes(), one) for f, one in operands))
+        if key not in self._maps:
+            ready = np.max([self.graph.ready(first) for first, _ in operands], axis=0)
+            self._maps[key] = self.add("map", n, q, ready, operands=operands, expr=expr)
+        return self.graph.addresses(self._maps[key])
 
     # linear
 
@@ -503,6 +511,14 @@ class Builder:
         ready = self.graph.ready(distinct)
         node = self.add("lookup", len(distinct), table.shape[1], ready, index=distinct, table=table)
         return self.graph.addresses(node)[inverse.reshape(-1)]
+
+
+def _hashable(expr):
+    if expr[0] == "val":
+        return ("val", expr[1].tobytes())
+    if expr[0] in LEAVES:
+        return expr
+    return (expr[0], *(_hashable(argument) for argument in expr[1:]))
 
 
 def _is_addresses(arg):

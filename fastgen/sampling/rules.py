@@ -203,7 +203,7 @@ def _move(t, a):
             address = int(t.builder.constants(np.float64(0 if value is None else value)))
             arguments[name] = float(address) if dtype == torch.float64 else address
         elif name == "out":
-            continue
+            arguments[name] = torch.empty(0, dtype=dtype)
         else:
             arguments[name] = addresses(value)
     accumulate = arguments.get("accumulate") or arguments.get("reduce") is not None
@@ -373,8 +373,19 @@ _UNARY = {
     "softsign": lambda x: ("div", x, ("add", _num(1), ("abs", x))),
     "sinh": lambda x: ("mul", ("sub", ("exp", x), ("exp", ("neg", x))), _num(0.5)),
     "cosh": lambda x: ("mul", ("add", ("exp", x), ("exp", ("neg", x))), _num(0.5)),
+    "atan": lambda x: _arctangent(x),
+    "asin": lambda x: _arctangent(("div", x, _complement(x))),
+    "acos": lambda x: ("sub", _num(math.pi / 2), _arctangent(("div", x, _complement(x)))),
+    "asinh": lambda x: ("mul", ("sign", x), ("log", ("add", ("abs", x), _hypotenuse(x)))),
+    "acosh": lambda x: ("log", ("add", x, ("sqrt", ("sub", ("mul", x, x), _num(1))))),
+    "atanh": lambda x: _arctanh(x),
+    "special_expit": lambda x: ("sigmoid", x),
     "tan": lambda x: ("div", ("sin", x), ("cos", x)),
 }
+
+
+def _softplus_of_minus(x):
+    return ("log1p", ("exp", ("neg", ("abs", x))))
 
 
 def _hard_sigmoid(x):
@@ -382,7 +393,31 @@ def _hard_sigmoid(x):
 
 
 def _softplus(x):
-    return ("add", ("relu", x), ("log1p", ("exp", ("neg", ("abs", x)))))
+    return ("add", ("relu", x), _softplus_of_minus(x))
+
+
+def _hypotenuse(x):
+    return ("sqrt", ("add", _num(1), ("mul", x, x)))
+
+
+def _complement(x):
+    return ("sqrt", ("sub", _num(1), ("mul", x, x)))
+
+
+def _arctanh(x):
+    return ("mul", _num(0.5), ("sub", ("log1p", x), ("log1p", ("neg", x))))
+
+
+def _arctangent(x):
+    """Halves the angle three times, atan(x) = 2 atan(x / (1 + sqrt(1 + x^2))); what is left is
+    below 0.2, where ten terms of the series are exact in float64."""
+    for _ in range(3):
+        x = ("div", x, ("add", _num(1), _hypotenuse(x)))
+    square = ("mul", x, x)
+    total = _num(0)
+    for power in range(21, 0, -2):
+        total = ("add", _num((-1) ** (power // 2) / power), ("mul", square, total))
+    return ("mul", _num(8), ("mul", x, total))
 
 
 def _log_sigmoid(x):
@@ -423,6 +458,7 @@ _BINARY = {
     "bitwise_right_shift": lambda x, y: ("floor", ("div", x, ("pow", _num(2), y))),
     "bitwise_left_shift": lambda x, y: ("mul", x, ("pow", _num(2), y)),
     "copysign": lambda x, y: ("mul", ("abs", x), ("where", ("lt", y, _num(0)), _num(-1), _num(1))),
+    "logaddexp": lambda x, y: ("add", ("maximum", x, y), _softplus_of_minus(("sub", x, y))),
     "xlogy": lambda x, y: ("where", ("eq", x, _num(0)), _num(0), ("mul", x, ("log", y))),
 }
 
@@ -431,12 +467,14 @@ def _truth(x):
     return ("ne", x, _num(0))
 
 
+_SMALL_POWERS = range(2, 17)
+
+
 def _power(x, y):
     if y[0] == "num":
-        if y[1] == 2:
-            return ("mul", x, x)
-        if y[1] == 3:
-            return ("mul", x, ("mul", x, x))
+        if y[1] in _SMALL_POWERS:
+            half = _power(x, _num(y[1] // 2))
+            return ("mul", half, half) if y[1] % 2 == 0 else ("mul", x, ("mul", half, half))
         if y[1] == 0.5:
             return ("sqrt", x)
         if y[1] == 1:
@@ -541,6 +579,43 @@ def _threshold(t, a):
     return t.builder.pointwise(
         lambda x: ("where", ("gt", x, _num(a.threshold)), x, _num(a.value)), t.operand(a.self)
     )
+
+
+@rule("hardshrink", "softshrink")
+def _shrink(t, a):
+    width = _num(a.lambd)
+
+    def expression(x):
+        kept = x
+        if "softshrink" in t.func._schema.name:
+            kept = ("sub", x, ("mul", ("sign", x), width))
+        return ("where", ("gt", ("abs", x), width), kept, _num(0))
+
+    return t.builder.pointwise(expression, t.operand(a.self))
+
+
+@rule("rrelu_with_noise")
+def _mean_rrelu(t, a):  # in eval mode; else it is random and refused before
+    slope = _num((a.lower + a.upper) / 2)
+    return t.builder.pointwise(
+        lambda x: ("where", ("gt", x, _num(0)), x, ("mul", x, slope)), t.operand(a.self)
+    )
+
+
+@rule("nan_to_num")
+def _nan_to_num(t, a):
+    limits = torch.finfo(a.self.dtype) if a.self.dtype.is_floating_point else None
+    if limits is None:
+        return t.addresses(a.self)
+    low = limits.min if a.neginf is None else a.neginf
+    high = limits.max if a.posinf is None else a.posinf
+
+    def expression(x):
+        number = ("where", ("ne", x, x), _num(a.nan or 0), x)
+        number = ("where", ("eq", number, _num(math.inf)), _num(high), number)
+        return ("where", ("eq", number, _num(-math.inf)), _num(low), number)
+
+    return t.builder.pointwise(expression, t.operand(a.self))
 
 
 @rule("_prelu_kernel")
@@ -712,7 +787,6 @@ def _per_channel(values, dims):
 @rule(
     "native_batch_norm",
     "_native_batch_norm_legit_no_training",
-    "_native_batch_norm_legit",
     "cudnn_batch_norm",
     "batch_norm",
 )
@@ -1098,6 +1172,14 @@ def _layer_norm(t, a):
         "layer_norm", matrix, matrix.shape[1], eps=float(a.eps), weight=weight, bias=bias
     )
     return [found.reshape(x.shape), None, None]
+
+
+@decomposes("_fused_rms_norm")
+def _rms_norm(x, normalized_shape, weight=None, eps=None):
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    found = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + eps)
+    return found if weight is None else found * weight, x.new_empty(0)
 
 
 @rule("native_group_norm")

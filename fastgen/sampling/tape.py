@@ -93,7 +93,7 @@ class Tape:
         for step, (func, args, kwargs, results) in enumerate(self._steps):
             if func is None:
                 value = self._tensor(args, storages).detach()
-                found[results] = value.double().reshape(-1).clone()
+                found[results] = value.cpu().double().reshape(-1).clone()
             else:
                 out = func(*self._filled(args, storages), **self._filled(kwargs, storages))
                 out = out if isinstance(out, (tuple, list)) else (out,)
@@ -131,7 +131,7 @@ class Tape:
 
 
 def prepared(tensor, batch):
-    """A copy the model may write to, for `batch` images."""
+    """A copy that the model may write to, for `batch` images."""
     copy = tensor.detach().clone(memory_format=torch.contiguous_format)
     return copy if batch == 1 else copy.repeat(batch, *[1] * (copy.dim() - 1))
 

@@ -9,14 +9,17 @@ is the same view of its shadow, so in-place ops on views need no rules of their 
 
 import collections
 import contextlib
+import threading
 
 import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fastgen.sampling import rules
+from fastgen.sampling.arguments import device_of
 from fastgen.sampling.build import Builder
 from fastgen.sampling.errors import UnsupportedModelError
 from fastgen.sampling.graph import NEVER, Traced
@@ -29,12 +32,13 @@ _SWEEP = 64  # ops between two looks for storages that are gone
 class _Storage:
     """What is known of one storage. The weak reference keeps its address from being reused."""
 
-    __slots__ = ("weak", "kind", "shadow", "slot", "guard", "known")
+    __slots__ = ("weak", "kind", "shadow", "slot", "writes", "guard", "known")
 
     def __init__(self, storage, kind):
         self.weak = StorageWeakRef(storage)
         self.kind = kind
         self.shadow = self.slot = None
+        self.writes = 0  # of condition values; inference tensors have no version to tell them by
         self.guard = False  # a range check's result: may be read by the host
         self.known = True
 
@@ -119,10 +123,10 @@ class Tracer(TorchDispatchMode):
         return view.numpy().copy()
 
     def _condition_addresses(self, tensor, record):
-        key = (record.slot, tensor._version, tuple(tensor.shape), tensor.stride())
-        key = (*key, tensor.storage_offset(), tensor.dtype)
+        view = self.tape.view(tensor, record.slot)
+        key = (view, record.writes)
         if key not in self._conditions:
-            source = self.tape.source(self.tape.view(tensor, record.slot))
+            source = self.tape.source(view)
             index = np.arange(tensor.numel()).reshape(tensor.shape)
             last = np.moveaxis(index, 1, -1) if index.ndim >= 3 else np.atleast_1d(index)
             elements = last.reshape(-1, last.shape[-1])
@@ -173,8 +177,12 @@ class Tracer(TorchDispatchMode):
         if kind == OUTSIDE:
             return self._outside(func, args, kwargs, tensors)
         name = func._schema.name.split("::")[1]
-        if func.is_view or torch.Tag.inplace_view in func.tags or name in rules.CHECKS:
+        if torch.Tag.inplace_view in func.tags or name in rules.CHECKS:
             return func(*args, **kwargs)
+        if func.is_view:
+            out = func(*args, **kwargs)
+            if _same_storage(out, tensors):
+                return out  # else it copied, as a reshape may
         if name in rules.FACTORIES:
             out = func(*args, **kwargs)
             self._register(out, OUTSIDE)
@@ -191,7 +199,8 @@ class Tracer(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return
         bound = rules.bound_arguments(func, args, kwargs)
-        if getattr(bound, "dropout_p", 1.0) == 0 or getattr(bound, "train", True) is False:
+        training = getattr(bound, "training", getattr(bound, "train", True))
+        if getattr(bound, "dropout_p", 1.0) == 0 or training is False:
             return
         self.func = func
         self.refuse("draws random numbers", "call .eval(), or take the noise out of the model")
@@ -201,10 +210,9 @@ class Tracer(TorchDispatchMode):
         made_here = func is torch.ops.aten.lift_fresh.default
         for tensor in tensors if not made_here else ():
             self._note_leaf(tensor)
-        if not func.is_view or made_here:
-            inputs = () if made_here else {t.untyped_storage()._cdata for t in tensors}
+        if made_here or not (func.is_view and _same_storage(out, tensors)):
             for tensor in _tensors_in((out,)):
-                if tensor.untyped_storage()._cdata not in inputs:
+                if made_here or not _same_storage(tensor, tensors):
                     self._register(tensor, OUTSIDE)
         return out
 
@@ -229,6 +237,7 @@ class Tracer(TorchDispatchMode):
             self._note_leaf(tensor)
         for tensor in rules.mutated_arguments(func, args, kwargs):
             self._put_on_tape(tensor)
+            self._record(tensor).writes += 1
         recorded = self._on_tape(args), self._on_tape(kwargs)
         out = func(*args, **kwargs)
         results = []
@@ -309,17 +318,23 @@ class Tracer(TorchDispatchMode):
             return self._decomposed(func, args, kwargs)
         out = func(*args, **kwargs)
         with _disable_current_modes():
-            targets = mutated or (out if isinstance(out, (tuple, list)) else (out,))
+            results = out if isinstance(out, (tuple, list)) else (out,)
             found = found if isinstance(found, list) else [found]
-            for tensor, addresses in zip(targets, found, strict=False):
-                if not isinstance(tensor, torch.Tensor):
-                    continue
-                if addresses is None:
-                    self._register(tensor, CODES).known = False
-                else:
-                    self.put(tensor, addresses)
-                    self._record(tensor).guard = guard
+            for tensor, addresses in zip(results, found, strict=False):
+                if isinstance(tensor, torch.Tensor):
+                    self._put_result(tensor, addresses, guard)
+            for tensor in mutated:
+                if not _same_storage(tensor, results):  # something on the side, such as noise
+                    self._put_result(tensor, None, False)
         return out
+
+    def _put_result(self, tensor, addresses, guard):
+        if addresses is None:
+            record = self._register(tensor, CODES)
+            record.kind, record.known = CODES, False
+        else:
+            self.put(tensor, addresses)
+            self._record(tensor).guard = guard
 
     def _decomposed(self, func, args, kwargs):
         """Once more, in terms of simpler ops."""
@@ -332,6 +347,11 @@ class Tracer(TorchDispatchMode):
             self.func = func
             self.refuse("is not supported", "express it by supported ops, or ask for it")
         return out
+
+
+def _same_storage(out, tensors):
+    known = {tensor.untyped_storage()._cdata for tensor in tensors}
+    return all(tensor.untyped_storage()._cdata in known for tensor in _tensors_in((out,)))
 
 
 def _whole_storage(tensor):
@@ -356,6 +376,7 @@ class ModulePaths:
 
     def __init__(self, root):
         self.modules = {}
+        self._thread = threading.get_ident()  # hooks are global, traces are not
         self._names = {}
         self._stack = []
         if isinstance(root, nn.Module):
@@ -381,6 +402,8 @@ class ModulePaths:
             handle.remove()
 
     def _enter(self, module, args):
+        if threading.get_ident() != self._thread:
+            return
         if module not in self._names:
             self._learn(module, type(module).__name__)
         name = self._names[module]
@@ -393,7 +416,8 @@ class ModulePaths:
             )
 
     def _leave(self, module, args, output):
-        self._stack.pop()
+        if threading.get_ident() == self._thread:
+            self._stack.pop()
 
 
 def trace(fn, shape, order_ranks, *, condition=None, params=None, levels=256, seed=0) -> Traced:
@@ -432,6 +456,7 @@ def trace(fn, shape, order_ranks, *, condition=None, params=None, levels=256, se
 def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, levels, (batch, *shape), generator=generator)
+    codes = codes.to(device_of(fn, condition, None))
     paths, tape = ModulePaths(fn), Tape(batch)
     if isinstance(condition, dict):
         tape.names = list(condition)
@@ -476,11 +501,12 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
 
 @contextlib.contextmanager
 def _no_fused_layers():
-    """A whole transformer layer would be one opaque op."""
+    """A whole transformer layer, or an attention, would be one opaque op."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
