@@ -302,12 +302,6 @@ def module_of(fn):
     return owner if isinstance(owner, nn.Module) else None
 
 
-def module_of(fn):
-    """The module that fn is, or whose method it is; else None."""
-    owner = getattr(fn, "__self__", fn)
-    return owner if isinstance(owner, nn.Module) else None
-
-
 def device_of(fn, condition, uniforms):
     module = module_of(fn)
     if module is not None:
@@ -319,13 +313,18 @@ def device_of(fn, condition, uniforms):
     return torch.device("cpu")
 
 
+def each_tensor(condition, function):
+    """A condition with function(tensor) in place of every tensor."""
+    if isinstance(condition, dict):
+        return {name: function(value) for name, value in condition.items()}
+    if isinstance(condition, tuple):
+        return tuple(map(function, condition))
+    return function(condition)
+
+
 def sliced(condition, part):
     """The condition of some of the samples."""
-    if isinstance(condition, dict):
-        return {name: value[part] for name, value in condition.items()}
-    if isinstance(condition, tuple):
-        return tuple(value[part] for value in condition)
-    return condition[part]
+    return each_tensor(condition, lambda value: value[part])
 
 
 def checked_params(params, likelihood, codes):

@@ -18,6 +18,8 @@ from fastgen._load import EXTENSION, MISSING
 from fastgen.sampling.arguments import (
     check_eval,
     checked_params,
+    device_of,
+    each_tensor,
     refuse,
     sliced,
     tensors_of,
@@ -90,8 +92,12 @@ class Request:
     ranks: Tensor
     condition: object  # an example of batch 1, or None
     params: object
-    device: torch.device  # of fn
     target: Target
+
+    @property
+    def device(self) -> torch.device:
+        """Of fn, wherever it may have gone since."""
+        return device_of(self.fn, self.condition, None)
 
     @torch.no_grad()
     def forward(self, codes: Tensor, condition=None) -> Tensor:
@@ -133,8 +139,8 @@ class Compiled:
     half_error: float | None = None  # between the float32 program and a half-precision fn
 
     def executor(self, group: int):
-        """The one for passes of `group` images."""
-        chunk = _ROWS // group if group > 1 else 0
+        """The one for passes of `group` images, of three."""
+        chunk = 0 if group <= 2 else _ROWS // 4 if group <= 8 else _ROWS // GROUP
         if chunk not in self.executors:
             with LOCK:
                 if chunk not in self.executors:
@@ -146,10 +152,11 @@ class Compiled:
         condition."""
         if condition is None:
             return []
+        condition = each_tensor(condition, Tensor.cpu)
         number, rows, values = {}, [], []
         for i in range(n):
             one = sliced(condition, slice(i, i + 1))
-            key = tuple(t.cpu().contiguous().numpy().tobytes() for t in tensors_of(one))
+            key = tuple(_bytes(t) for t in tensors_of(one))
             if key not in number:
                 number[key] = len(values)
                 values.append([v.to(self.target.float_dtype) for v in self.tape.run(one)])
@@ -168,7 +175,7 @@ class Compiled:
 
 def compile_request(request: Request) -> Compiled:
     began = time.perf_counter()
-    exact = _in_float32(request)
+    exact = _exact(request)
     codes, condition = _probe(exact)
     expected = exact.forward(codes, condition)
     traced = exact.trace()
@@ -197,23 +204,44 @@ def compile_request(request: Request) -> Compiled:
     half = expected.dtype in _HALF or any(leaf.dtype in _HALF for leaf in traced.leaves)
     _verify(compiled, codes, condition, expected, half)
     if exact is not request:
-        compiled.half_error = _difference(expected, request.forward(codes, condition))
+        compiled.half_error = _half_error(request, codes, condition, expected)
     compiled.seconds = time.perf_counter() - began
     return compiled
 
 
-def _in_float32(request):
-    """The request for a float32 copy of a half-precision module, which fastgen computes in
-    float32; else the request itself."""
+def _bytes(tensor):
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _half_error(request, codes, condition, expected):
+    """Of a half-precision fn beside its float32 copy."""
+    if not any(t.dtype in _HALF for t in request.fn.parameters()):
+        return None
+    if condition is not None:
+        condition = each_tensor(condition, lambda t: t.to(request.device))
+    return _difference(expected, request.forward(codes, condition))
+
+
+def _exact(request):
+    """The request for a float32 copy on the CPU of a module in half precision or elsewhere; for
+    others the request itself."""
     fn = request.fn
-    if not isinstance(fn, nn.Module) or not any(t.dtype in _HALF for t in fn.parameters()):
+    if not isinstance(fn, nn.Module):
         return request
-    twin = replace(request, fn=copy.deepcopy(fn).float())
-    codes, condition = _probe(request)
+    half, away = any(t.dtype in _HALF for t in fn.parameters()), request.device.type != "cpu"
+    if not half and not away:
+        return request
+    condition = request.condition
+    if condition is not None:
+        condition = each_tensor(condition, Tensor.cpu)
     try:
-        twin.forward(codes, condition)
-    except RuntimeError:  # fn casts to half precision itself
-        return request
+        twin = copy.deepcopy(fn).cpu()
+        twin = replace(request, fn=twin.float() if half else twin, condition=condition)
+        twin.forward(*_probe(twin))
+    except RuntimeError:
+        if away:
+            raise
+        return request  # it cannot be copied, or casts to half precision itself
     return twin
 
 
@@ -239,11 +267,7 @@ def _probe(request):
             others = [torch.zeros_like(example), example]
         return torch.cat([example, *others])
 
-    if isinstance(condition, dict):
-        return torch.stack(codes), {name: rows(value) for name, value in condition.items()}
-    if isinstance(condition, tuple):
-        return torch.stack(codes), tuple(map(rows, condition))
-    return torch.stack(codes), rows(condition)
+    return torch.stack(codes), each_tensor(condition, rows)
 
 
 def _verify(compiled, codes, condition, expected, half):

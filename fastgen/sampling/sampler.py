@@ -91,7 +91,7 @@ def compile_sampler(
         TypeError, ValueError: an argument is not as above. RuntimeError: backend cannot run here.
     """
     fn = unwrapped(fn)
-    check_model(module_of(fn) or fn, shape, likelihood)
+    check_model(fn, shape, likelihood)
     shape = tuple(shape)
     ranks = ranks_of(order, shape, likelihood.coupled)
     if params is not None and not callable(params):
@@ -99,10 +99,10 @@ def compile_sampler(
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         refuse("dtype", "must be float32, float64 or bfloat16", dtype, "float32 is exact")
     check_condition(condition, 1)
-    home = device_of(module_of(fn) or fn, condition, None)
+    home = device_of(fn, condition, None)
     target = Target(dtype, chosen_backend(backend, dtype, home), home)
-    request = Request(fn, shape, likelihood, order, ranks, condition, params, home, target)
-    sampler = Sampler(request, home if device is None else torch.device(device), _shared(request))
+    request = Request(fn, shape, likelihood, order, ranks, condition, params, target)
+    sampler = Sampler(request, None if device is None else torch.device(device), _shared(request))
     sampler._current()
     return sampler
 
@@ -114,11 +114,15 @@ class Sampler:
     differ, it is compiled anew. Safe from several threads at once, and after a fork.
     """
 
-    def __init__(self, request: Request, device: torch.device, shared: "_Shared"):
-        self._request, self._shared = request, shared
-        self.device = device
+    def __init__(self, request: Request, device: torch.device | None, shared: "_Shared"):
+        self._request, self._device, self._shared = request, device, shared
         self.shape, self.likelihood, self.order = request.shape, request.likelihood, request.order
         self.dtype, self.backend = request.target.dtype, request.target.backend
+
+    @property
+    def device(self) -> torch.device:
+        """Of the samples."""
+        return self._device or self._request.device
 
     @property
     def program(self):
@@ -240,7 +244,7 @@ class Sampler:
 
     def _current(self) -> Compiled:
         """The program of the weights as they are now."""
-        check_eval(module_of(self._request.fn))
+        check_eval(self._request.fn)
         compiled = self._shared.compiled
         if compiled is None or compiled.watch.changed():
             with LOCK:
