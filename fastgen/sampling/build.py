@@ -565,9 +565,9 @@ def _reach(goes_on):
 def _distinct_rows(firsts):
     """(index of one of each distinct row, in the order of addresses; where each row went)"""
     n = len(firsts[0])
-    key = max(firsts, key=lambda f: len(np.unique(f))) if len(firsts) > 1 else firsts[0]
-    if n == 1 or (np.diff(key) > 0).all():
+    if n == 1 or any((np.diff(f) > 0).all() for f in firsts):
         return np.arange(n), np.arange(n)
+    key = max(firsts, key=lambda f: len(np.unique(f))) if len(firsts) > 1 else firsts[0]
     order = np.lexsort([f for f in firsts if f is not key] + [key])
     differs = np.zeros(n - 1, bool)
     for f in firsts:

@@ -141,7 +141,7 @@ class Graph:
         """[(node, mask over addresses, positions where the mask holds)]"""
         index = self.node_index(addresses)
         found = []
-        for i in np.unique(index[index >= 0]):
+        for i in np.flatnonzero(np.bincount(index.reshape(-1) + 1)[1:]):
             node, mask = self.nodes[i], index == i
             found.append((node, mask, (addresses[mask] - node.base) // node.nch))
         return found

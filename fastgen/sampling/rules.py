@@ -653,26 +653,30 @@ def _add(t, a):
         if alpha != 1:
             return DECOMPOSE
     name = "add" if t.func._schema.name.startswith("aten::add") else "sub"
+    sign = alpha if name == "add" else -alpha
+    x, x_fill = _without_infinite_fill(x, 1)
+    y, y_fill = _without_infinite_fill(y, sign)
     found = t.builder.pointwise(
         lambda p, q: (name, p, q if alpha == 1 else ("mul", q, _num(alpha))), x, y
     )
-    sign = alpha if name == "add" else -alpha
-    return _additive_mask(t, found, [(x, 1), (y, sign)])
-
-
-def _additive_mask(t, found, terms):
-    """Minus infinity plus anything is a constant; very negative summands are remembered, since a
-    softmax makes zeros of them."""
-    for values, sign in terms:
-        if values.dtype != np.float64 or values.ndim == 0:
-            continue
-        fill = np.broadcast_to(np.where(values == 0, 0, values * sign), found.shape)
-        if (fill == -np.inf).any():
-            found = np.where(fill == -np.inf, t.builder.constants(np.float64(-np.inf)), found)
-        low = (fill <= LOW) & (fill > -np.inf)
-        if low.any():
+    for values, factor in ((x, 1), (y, sign)):
+        if values.dtype == np.float64 and values.ndim and (values * factor <= LOW).any():
+            fill = np.broadcast_to(values * factor, found.shape)
+            low = fill <= LOW
             t.builder.note_fills(found[low], fill[low])
+    for fill in (x_fill, y_fill):
+        if fill is not None:
+            found = np.where(fill, t.builder.constants(np.float64(-np.inf)), found)
     return found
+
+
+def _without_infinite_fill(values, sign):
+    """(values with 0 for summands that make minus infinity of anything, where they were or None):
+    a mask of zeros and minus infinities then leaves nothing to add."""
+    if values.dtype != np.float64 or not values.ndim or not np.isinf(values).any():
+        return values, None
+    fill = values * sign == -np.inf
+    return np.where(fill, 0.0, values), fill
 
 
 @rule("mul")

@@ -156,6 +156,7 @@ class Tracer(TorchDispatchMode):
             if tensor.numel() < count:
                 self._promote(tensor, record)
             record.kind = CODES
+        record.known = record.known or tensor.numel() == count
         if record.shadow is None:
             record.shadow = torch.zeros(count, dtype=torch.int64)
         view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
