@@ -624,6 +624,8 @@ def _position_classes(taps, npos):
         joined = [phase for phase in phases if (phase & pattern).any()]
         phases = [phase for phase in phases if not (phase & pattern).any()]
         phases.append(np.logical_or.reduce([pattern, *joined]))
+    if not phases:
+        return everything
     phase_of = np.argmax(np.stack([(patterns & phase).any(1) for phase in phases]), 0)
     phase_of = phase_of[which.reshape(-1)]
     return [np.flatnonzero(phase_of == p) for p in np.unique(phase_of)]

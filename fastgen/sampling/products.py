@@ -23,6 +23,11 @@ def batch_product(builder, a, b):
             return _mixed(builder, a, b)
         if builder.run_fraction(a, -2) >= 0.5:
             return _mixed(builder, b.swapaxes(1, 2), a.swapaxes(1, 2)).swapaxes(1, 2)
+        # a gathered dot product would wait for cells whose weight is zero
+        if (a == 0).any():
+            return _mixed(builder, a, b)
+        if (b == 0).any():
+            return _mixed(builder, b.swapaxes(1, 2), a.swapaxes(1, 2)).swapaxes(1, 2)
     return _dots(builder, a, b)
 
 

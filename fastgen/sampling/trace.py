@@ -312,12 +312,14 @@ class Tracer(TorchDispatchMode):
         rule = rules.rule_for(func)
         if rule is None:
             return self._decomposed(func, args, kwargs)
+        # torch checks the arguments better than a rule does; but a rule needs what is written over
+        out = None if mutated else func(*args, **kwargs)
         with _disable_current_modes():
-            bound = rules.bound_arguments(func, args, kwargs)
-            found = rule(self, bound)
+            found = rule(self, rules.bound_arguments(func, args, kwargs))
         if found is rules.DECOMPOSE:
             return self._decomposed(func, args, kwargs)
-        out = func(*args, **kwargs)
+        if mutated:
+            out = func(*args, **kwargs)
         with _disable_current_modes():
             results = out if isinstance(out, (tuple, list)) else (out,)
             found = found if isinstance(found, list) else [found]
