@@ -114,6 +114,8 @@ def test_info_reports_and_exits_zero():
     assert result.returncode == 0
     assert report["cpu"]["level"] == _load.EXTENSION.isa()
     assert set(report["ops"]) == set(_backends.stems())
+    executors = {row["executor"]: row["available"] for row in report["sampler"]}
+    assert executors == {"cuda": False, "cpu": True, "reference": True}
     assert all(row["passed"] for row in report["self_test"])
 
 

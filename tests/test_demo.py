@@ -24,6 +24,8 @@ def test_the_demo_draws_prints_and_is_quick_the_second_time(tmp_path, capsys):
     for part in ("uniform, log2(17)", "4.087", "pixel marginals", "gated PixelCNN, plain PyTorch"):
         assert part in first
     assert "masked_conv2d: " in first and "requested label in" in first
+    assert "naive sampler, which runs the network 64 times" in first
+    assert "equal in every pixel" in first
     assert np.asarray(Image.open(tmp_path / "samples.png")).shape[1] > 1000
     assert (tmp_path / "training.png").stat().st_size > 10_000
 
