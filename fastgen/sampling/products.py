@@ -94,13 +94,17 @@ def _mixed(builder, weights, cells):
     is_constant, value = builder.graph.constant(flat)
     hopeless = (is_constant & np.isnan(value)).any(1)  # NaN whatever the cells are
     flat = np.where(hopeless[:, None], 0, flat)
-    segments = builder.segments([rows], scalars=False)
-    if len(segments) > _FEW_SEGMENTS and len(segments) > j // 4:
-        rows, segments = builder.gathered(rows), [(0, j, None)]
+    parts = []  # (columns, first addresses (n * k,))
+    for columns in builder.regular_columns([rows], j):
+        own = rows[:, columns]
+        segments = builder.segments([own], scalars=False)
+        if len(segments) > _FEW_SEGMENTS:
+            own, segments = builder.gathered(own), [(0, len(columns), None)]
+        parts.extend((columns[start:stop], own[:, start]) for start, stop, _ in segments)
     out = np.zeros((n * i, j), np.int64)
     weight_ready = builder.graph.ready(flat)
-    for start, stop, _ in segments:
-        first = np.repeat(rows[:, start].reshape(n, 1, k), i, 1).reshape(n * i, k)
+    for columns, first in parts:
+        first = np.repeat(first.reshape(n, 1, k), i, 1).reshape(n * i, k)
         used = (flat != 0) & (first != 0)
         some = np.flatnonzero(used.any(1))
         if not len(some):
@@ -114,12 +118,12 @@ def _mixed(builder, weights, cells):
         node = builder.add(
             "mix",
             len(some),
-            stop - start,
+            len(columns),
             ready.max(1),
             weights=taken,
             cells=read,
         )
-        out[some, start:stop] = builder.graph.addresses(node)
+        out[np.ix_(some, columns)] = builder.graph.addresses(node)
     if hopeless.any():
         out[hopeless] = builder.constants(np.float64(np.nan))
     return out.reshape(n, i, j)
