@@ -806,6 +806,12 @@ REFUSED = {
     "group norm": (lambda codes: F.group_norm(codes.float().expand(1, 4, 4, 3), 2), "normalis"),
     "instance norm": (lambda codes: F.instance_norm(codes.float()), "normalis"),
     "computed places": (lambda codes: codes.float().gather(3, codes % 3), "places"),
+    "another type": (lambda codes: codes.float().view(torch.int32) + 1, "another type"),
+    "complex": (lambda codes: torch.fft.fft(codes.float()).real, "not supported|complex|another"),
+    "an unknown form": (
+        lambda codes: F.conv3d(codes[None].float(), torch.ones(1, 1, 1, 1, 1)),
+        "dim",
+    ),
     "bits": (lambda codes: codes ^ 3, "bits"),
     "state": (Counting().eval(), "different results"),
     "a tuple": (lambda codes: (codes, codes), "params="),
@@ -840,3 +846,22 @@ def test_hooks_are_gone_after_a_failure():
     with pytest.raises(ZeroDivisionError):
         traced(lambda codes: codes / (1 // 0))
     assert len(nn.modules.module._global_forward_hooks) == before
+
+
+def test_an_activation_computed_twice_is_one_node():
+    found = traced(
+        on_features(lambda f, g: torch.tanh(f) + torch.tanh(f) * g), params=as_parameters(SHAPE)
+    )
+    assert [node.op for node in found.graph.nodes].count("aten::tanh") == 1
+
+
+def test_errors_of_the_model_itself_come_through():
+    def fn(codes):
+        try:
+            return codes + torch.ones(7, 9)
+        except RuntimeError:
+            return codes.float()[:, None] * 2
+
+    verify(fn)
+    with pytest.raises(RuntimeError, match="must match"):
+        traced(lambda codes: codes + torch.ones(7, 9))

@@ -219,7 +219,7 @@ class Builder:
         if not which:
             computed = evaluate(function(*(_value_leaf(r) for r in rows)))
             return self.constants(np.broadcast_to(computed, (n, q)))
-        for columns in self._regular_columns([rows[i] for i in which], q):
+        for columns in self.regular_columns([rows[i] for i in which], q):
             part = [r if isinstance(r, float) else r[:, columns] for r in rows]
             held = {i: v if v is None else v[:, columns] for i, v in values.items()}
             matrices = [part[i] for i in which]
@@ -270,7 +270,7 @@ class Builder:
             return np.argsort(row, kind="stable")
         return None
 
-    def _regular_columns(self, matrices, q):
+    def regular_columns(self, matrices, q):
         """All columns at once if they fall into few segments; else those that are ready together,
         so that gathering them into cells delays none."""
         if q <= _MANY_SEGMENTS or len(self.segments(matrices)) <= _MANY_SEGMENTS:
@@ -392,11 +392,17 @@ class Builder:
     def _map_node(self, expr, operands, n, q):
         """Addresses of a map; the same one if it was computed before, as when two layers apply an
         activation to the same tensor."""
-        key = (n, q, _hashable(expr), *((f.tobytes(), one) for f, one in operands))
-        if key not in self._maps:
+        key = (n, q, _hashable(expr), *((hash(first.tobytes()), one) for first, one in operands))
+        node = self._maps.get(key)
+        same = node is not None and all(
+            np.array_equal(first, other)
+            for (first, _), (other, _) in zip(operands, node.operands, strict=True)
+        )
+        if not same:
             ready = np.max([self.graph.ready(first) for first, _ in operands], axis=0)
-            self._maps[key] = self.add("map", n, q, ready, operands=operands, expr=expr)
-        return self.graph.addresses(self._maps[key])
+            node = self.add("map", n, q, ready, operands=operands, expr=expr)
+            self._maps[key] = node
+        return self.graph.addresses(node)
 
     # linear
 

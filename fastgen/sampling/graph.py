@@ -23,7 +23,7 @@ on, all in one cell; absent, that is zeros, where a == 0):
     mix        sum over j of scalar(weights[p, j]) * cell(cells[p, j])[:nch]; weight 0 (the
                zero address) contributes nothing and its cell is not read
     attention  sum over j of w_j * cell(cells[p, j])[:nch], w the softmax over j of
-               scale * (cell(a[p])[:width] . cell(weights[p, j])[:width]); address 0: no such j.
+               scale * (cell(a[p])[:width] . cell(weights[p, j])[:width]); cells 0: no such j.
                Made by lowering, never by the tracer
 
 An expression is a nested tuple: a leaf ("acc", first channel) | ("op", operand, first channel) |

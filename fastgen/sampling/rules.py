@@ -1158,7 +1158,10 @@ def _softmax_rows(t, rows, safe):
     if rest.any():
         dropped = low[rest] & live[rest].any(1)[:, None]
         sources = np.where(dropped, -1, rows[rest])
-        found = builder.row("softmax", sources, rows.shape[1])
+        alone = (sources >= 0).sum(1) == 1  # gets 1, whatever it is
+        found = np.where(sources >= 0, builder.constants(np.float64(1)), 0)
+        if not alone.all():
+            found[~alone] = builder.row("softmax", sources[~alone], rows.shape[1])
         out[rest] = np.where(dropped, 0, found)
     return out
 

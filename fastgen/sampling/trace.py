@@ -139,10 +139,13 @@ class Tracer(TorchDispatchMode):
         return self._conditions[key]
 
     def refuse(self, problem, remedy):
+        raise UnsupportedModelError(self._message(problem, remedy))
+
+    def _message(self, problem, remedy):
         op = "the model" if self.func is None else str(self.func)
         path = self.paths.current()
         where = f" in module {path!r}" if path else ""
-        raise UnsupportedModelError(f"fastgen.compile_sampler: {op}{where} {problem}; {remedy}")
+        return f"fastgen.compile_sampler: {op}{where} {problem}; {remedy}"
 
     # results
 
@@ -183,6 +186,7 @@ class Tracer(TorchDispatchMode):
         if func.is_view:
             out = func(*args, **kwargs)
             if _same_storage(out, tensors):
+                self._refuse_other_type(func, out, tensors[0])
                 return out  # else it copied, as a reshape may
         if name in rules.FACTORIES:
             out = func(*args, **kwargs)
@@ -205,6 +209,11 @@ class Tracer(TorchDispatchMode):
             return
         self.func = func
         self.refuse("draws random numbers", "call .eval(), or take the noise out of the model")
+
+    def _refuse_other_type(self, func, out, tensor):
+        if any(o.dtype != tensor.dtype or o.is_neg() for o in _tensors_in((out,))):
+            self.func = func
+            self.refuse("reads a tensor's memory as another type", "convert it with .to()")
 
     def _outside(self, func, args, kwargs, tensors):
         out = func(*args, **kwargs)
@@ -315,7 +324,7 @@ class Tracer(TorchDispatchMode):
         # torch checks the arguments better than a rule does; but a rule needs what is written over
         out = None if mutated else func(*args, **kwargs)
         with _disable_current_modes():
-            found = rule(self, rules.bound_arguments(func, args, kwargs))
+            found = self._by_rule(rule, rules.bound_arguments(func, args, kwargs))
         if found is rules.DECOMPOSE:
             return self._decomposed(func, args, kwargs)
         if mutated:
@@ -330,6 +339,15 @@ class Tracer(TorchDispatchMode):
                 if not _same_storage(tensor, results):  # something on the side, such as noise
                     self._put_result(tensor, None, False)
         return out
+
+    def _by_rule(self, rule, bound):
+        try:
+            return rule(self, bound)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:
+            message = self._message(f"is not supported in this form ({error})", "report it")
+            raise UnsupportedModelError(message) from error
 
     def _put_result(self, tensor, addresses, guard):
         if addresses is None:
