@@ -192,7 +192,7 @@ class Activations(nn.Module):
     def forward(self, codes):
         parts = self.first(codes.float() / 2).split(1, dim=1)
         x = torch.cat([f(p) for f, p in zip(self.FUNCTIONS, parts, strict=True)], 1)
-        return self.head(F.relu(self.mix(x))).unsqueeze(2)
+        return self.head(F.elu(self.mix(x))).unsqueeze(2)
 
 
 CASES = [
