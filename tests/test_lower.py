@@ -103,7 +103,7 @@ def test_any_initialisation(seed):
 def test_fusion_leaves_few_instructions():
     program = lower(traced_case("two stacks")[0])
     epilogues = [i.epilogue for i in program.instructions if i.kind == "linear"]
-    assert epilogues.count("gate") + epilogues.count("gate_both") == 5  # one has no reader
+    assert epilogues.count("gate") + epilogues.count("gate_both") == 6
     program = lower(traced_case("batch norm")[0])
     assert {i.kind for i in program.instructions} <= {"linear", "map"}
     assert sum(i.kind == "map" for i in program.instructions) <= 1  # the scaled codes

@@ -22,7 +22,7 @@ def lower(traced: Traced, *, chunk: int = 0, **passes) -> Program:
 
 
 def optimize(
-    traced: Traced, *, attention=True, fusing=True, splitting=True, gates=True, sides=False
+    traced: Traced, *, attention=True, fusing=True, splitting=True, gates=True, sides=True
 ) -> Plan:
     """The scheduled plan, from which `emit` makes a program for each way of running it. Every pass
     can be left out, without a change of the result beyond rounding."""

@@ -42,7 +42,7 @@ class Arena:
 
         def read(addresses, at, last):
             for node, mask, positions in self.graph.decode(addresses):
-                np.maximum.at(last[node], positions, at[mask])
+                np.maximum.at(last[node], positions, _along(at, mask)[mask])
 
         draw_entry = np.flatnonzero(entries[:, 0] < 0)
         drawn_at = np.repeat(draw_entry[plan.draw_step, None], plan.params.shape[1], 1)
@@ -90,7 +90,7 @@ class Arena:
         def read(addresses, at):
             for node, mask, positions in self.graph.decode(addresses):
                 if node in first:
-                    np.minimum.at(first[node], positions, at[mask])
+                    np.minimum.at(first[node], positions, _along(at, mask)[mask])
 
         draw_entry = np.flatnonzero(entries[:, 0] < 0)
         read(plan.params, np.repeat(draw_entry[plan.draw_step, None], plan.params.shape[1], 1))
@@ -127,3 +127,8 @@ class Arena:
             place[mask, 1] = self.width[node]
             place[mask, 2] = (addresses[mask] - node.base) % node.nch
         return place
+
+
+def _along(rows, mask):
+    """One value a row in the shape of a mask (rows, ...)."""
+    return np.broadcast_to(rows.reshape(rows.shape + (1,) * (mask.ndim - rows.ndim)), mask.shape)

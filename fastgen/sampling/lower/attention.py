@@ -23,38 +23,43 @@ def fuse_attention(plan: Plan) -> int:
 def _fuse(plan, users, mix):
     graph = plan.graph
     present = mix.weights != 0
-    rows = plan.producers(mix.weights)
+    # a query with a single key gives it weight 1 whatever they are
+    alone = (present.sum(1) == 1) & (graph.constant(mix.weights.max(1))[1] == 1)
+    if alone.all() or not present.any(1).all():
+        return False
+    weights, some = mix.weights[~alone], present[~alone]
+    rows = plan.producers(weights)
     if len(rows) != 1 or rows[0].kind != "row" or rows[0].function != "softmax":
         return False
     (softmax,) = rows
-    if any(user is not mix for user in users[softmax]) or not present.any(1).all():
+    if any(user is not mix for user in users[softmax]) or (softmax.sources == 0).any():
         return False
     # each sum reads one row of the softmax, all of what that row holds
-    row, column = np.divmod(np.where(present, mix.weights - softmax.base, 0), softmax.nch)
-    of = row[np.arange(len(row)), present.argmax(1)]
-    if (row != of[:, None])[present].any():
+    row, column = np.divmod(np.where(some, weights - softmax.base, 0), softmax.nch)
+    of = row[np.arange(len(row)), some.argmax(1)]
+    if (row != of[:, None])[some].any():
         return False
-    if (present.sum(1) != (softmax.sources[of] > 0).sum(1)).any():
+    if (some.sum(1) != (softmax.sources[of] > 0).sum(1)).any():
         return False
-    if (softmax.sources == 0).any():
-        return False
-    scores = np.where(present, softmax.sources[of[:, None], column], 0)
+    scores = np.where(some, softmax.sources[of[:, None], column], 0)
     found = _dots(plan, users, scores, softmax)
     if found is None:
         return False
     dot, pairs, scale = found
-    query = np.where(present, dot.a[pairs], 0)
-    first = query[np.arange(len(query)), present.argmax(1)]
-    if (query != first[:, None])[present].any():
-        return False  # the other operand may be the query's
-    keys, values = np.where(present, dot.b[pairs], 0), np.where(present, mix.cells, 0)
+    query = np.where(some, dot.a[pairs], 0)
+    first = query[np.arange(len(query)), some.argmax(1)]
+    if (query != first[:, None])[some].any():
+        return False
+    keys, values = np.zeros_like(mix.weights), np.where(present, mix.cells, 0)
+    keys[~alone] = np.where(some, dot.b[pairs], 0)
     if not (_one_channel(plan, keys) and _one_channel(plan, values)):
         return False
-    mix.kind, mix.a, mix.width = "attention", first, dot.width
+    mix.kind, mix.width, mix.args = "attention", dot.width, {"scale": scale}
     mix.weights, mix.cells = keys, values
-    mix.args = {"scale": scale}
-    mix.ready = np.maximum(graph.ready(mix.weights).max(1), graph.ready(mix.cells).max(1))
-    mix.ready = np.maximum(mix.ready, graph.ready(first)).astype(np.int32)
+    mix.a = np.zeros(mix.npos, np.int64)
+    mix.a[~alone] = first
+    mix.ready = np.maximum(graph.ready(keys).max(1), graph.ready(values).max(1))
+    mix.ready = np.maximum(mix.ready, graph.ready(mix.a)).astype(np.int32)
     return True
 
 

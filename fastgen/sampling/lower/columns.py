@@ -14,6 +14,7 @@ class Operand:
     addresses: np.ndarray  # (rows,) of the first scalar read; 0 the zero cell, -1 absent
     count: int
     broadcast: bool = False
+    # An attention's keys or values are one operand, addresses (rows, terms).
 
 
 @dataclass
@@ -25,37 +26,32 @@ class Rows:
     operands: list
     pick: np.ndarray | None = None  # of a gather
 
-    def channels(self, graph):
-        """(rows, operands): first channel of each operand, -1 where it is zero or absent."""
-        return np.stack([_channels(graph, o.addresses) for o in self.operands], 1)
-
 
 def _channels(graph, addresses):
+    """First channel read, -1 where a cell is the zero cell or absent; of several terms, theirs."""
     channels = np.full(addresses.shape, -1, np.int64)
     for node, mask, _ in graph.decode(addresses):
         channels[mask] = (addresses[mask] - node.base) % node.nch
-    return channels
+    return channels if channels.ndim == 1 else channels.max(1)
 
 
 def split_rows(plan: Plan, node: Node, positions: np.ndarray) -> list:
     """Rows of `node` at these positions, apart where their operands' channels differ."""
     if node.kind == "gather":
         return _gather_rows(plan.graph, node, positions)
-    rows = Rows(node, positions, [_at(operand, positions) for operand in _operands(plan, node)])
-    if not rows.operands:
-        return [rows]
-    channels = rows.channels(plan.graph)
-    for column in channels.T:  # the zero cell may be read from any channel on
-        known = column >= 0
-        if known.any() and not known.all():
-            column[~known] = np.bincount(column[known]).argmax()
-    if (channels == channels[:1]).all():
-        return [rows]
-    _, part = np.unique(channels, axis=0, return_inverse=True)
-    part = part.reshape(-1)
+    operands = [_at(operand, positions) for operand in _operands(plan, node)]
+    if not operands or not len(positions):
+        return [Rows(node, positions, operands)]
+    channels = np.stack([_channels(plan.graph, operand.addresses) for operand in operands], 1)
+    parts, left = [], np.arange(len(positions))
+    while len(left):
+        fullest = left[(channels[left] >= 0).sum(1).argmax()]
+        # the zero cell may be read from any channel on
+        fits = ((channels[left] == channels[fullest]) | (channels[left] < 0)).all(1)
+        parts.append(left[fits])
+        left = left[~fits]
     return [
-        Rows(node, positions[part == i], [_at(operand, part == i) for operand in rows.operands])
-        for i in range(part.max() + 1)
+        Rows(node, positions[part], [_at(operand, part) for operand in operands]) for part in parts
     ]
 
 
@@ -69,13 +65,13 @@ def _operands(plan, node):
     if node.kind == "dot":
         return [Operand(node.a, node.width), Operand(node.b, node.width)]
     if node.kind == "attention":
-        keys = np.where(node.weights == 0, -1, node.weights)
+        keys = np.where(node.cells == 0, -1, node.weights)
         values = np.where(node.cells == 0, -1, node.cells)
-        return (
-            [Operand(node.a, node.width)]
-            + [Operand(column, node.width) for column in keys.T]
-            + [Operand(column, node.nch) for column in values.T]
-        )
+        return [
+            Operand(node.a, node.width),
+            Operand(keys, node.width),
+            Operand(values, node.nch),
+        ]
     if node.kind == "mix":
         absent = node.weights == 0
         weights, cells = np.where(absent, -1, node.weights), np.where(absent, -1, node.cells)

@@ -118,36 +118,31 @@ def _instruction(plan, part, arena):
         table.append(arena.slots_beside(side, positions, node)[part.positions])
         instruction.sides.append(Column(arena.width[side], 0, side.nch))
     if node.kind == "attention":
-        table, described, instruction.pairs = _pairs(table, described)
-        instruction.columns = described
+        table, instruction.pairs = _pairs(*table)
     assert all((slots >= (-1 if node.kind in ("row", "mix") else 0)).all() for slots in table)
     instruction.table = np.ascontiguousarray(np.stack(table, 1).astype(np.int32))
     return instruction
 
 
-def _pairs(table, columns):
-    """The table of an attention, its columns, and the pool of (key, value) slots its rows point
-    into. Causal rows see prefixes of one list, which is then stored once."""
-    out, query, *slots = table
-    terms = len(slots) // 2
-    keys, values = np.stack(slots[:terms], 1), np.stack(slots[terms:], 1)
+def _pairs(out, query, keys, values):
+    """Table columns of an attention, and the pool of (key, value) slots its rows point into. Causal
+    rows see prefixes of one list, which is then stored once."""
     present = keys >= 0
     counts = present.sum(1)
-    described = [columns[0]] + [
-        next(c for c, some in zip(part, present.any(0), strict=True) if some)
-        for part in (columns[1 : 1 + terms], columns[1 + terms :])
-    ]
     order = np.argsort(-present.sum(0), kind="stable")
-    nested = np.arange(terms) < counts[:, None]
+    nested = np.arange(keys.shape[1]) < counts[:, None]
     key, value = keys.max(0), values.max(0)
-    alike = ((keys == key) & (values == value) | ~present).all()
-    if alike and (present[:, order] == nested).all():
-        pool = np.stack([key[order], value[order]], 1)
+    alone = (keys == 0).any(1)  # one value, and the zero cell for its key
+    alike = (((keys == key) & (values == value) | ~present) | alone[:, None]).all()
+    if alike and (present[:, order] == nested)[~alone].all():
+        own = np.stack([np.zeros(alone.sum(), int), values[alone].max(1)], 1)
+        pool = np.concatenate([np.stack([key[order], value[order]], 1), own])
         first = np.zeros_like(counts)
+        first[alone] = len(key) + np.arange(alone.sum())
     else:
         pool = np.stack([keys[present], values[present]], 1)
         first = np.cumsum(counts) - counts
-    return [out, query, first, counts], described, pool.astype(np.int32)
+    return [out, query, first, counts], pool.astype(np.int32)
 
 
 def _set_epilogue(instruction, node, with_gate, sides):
