@@ -17,6 +17,7 @@ from fastgen.sampling.evaluate import (
 )
 from fastgen.sampling.graph import LEAVES, Graph
 
+LOW = -9999  # what is filled with this or less gets no weight in a softmax
 _MANY_SEGMENTS = 8  # an operand in more pieces than this is gathered into fresh cells
 _HOLE = 8  # so many unread channels in a row end a tap; fewer are read with weight zero
 _MANY_GROUPS = 16
