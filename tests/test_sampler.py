@@ -385,14 +385,38 @@ def test_a_tensor_attribute_and_one_of_a_closure_are_watched():
     torch.testing.assert_close(made.parameters_at(codes), table(codes), atol=1e-5, rtol=1e-5)
 
 
+def test_parameters_of_modules_that_are_not_called_are_watched():
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.gains = PLAIN, nn.ParameterList([torch.ones(1)])
+            self.bias = nn.Linear(1, LEVELS)
+            self.eval()
+
+        def forward(self, codes):
+            return self.table(codes) * self.gains[0] + self.bias.bias.view(1, -1, 1, 1, 1)
+
+    fn = Direct()
+    made = compiled(fn)
+    for parameter in (fn.gains[0], fn.bias.bias):
+        before = made.program
+        parameter.data.mul_(-3)
+        assert made.program is not before
+    fn.bias.bias = nn.Parameter(torch.arange(5.0))
+    codes = made.sample(8, seed=0)
+    assert torch.equal(codes, naive_sample(fn, GREY, Categorical(LEVELS), 8, seed=0))
+
+
 def test_unchanged_weights_are_not_compiled_again():
     fn = net()
+    fn.unused = nn.Linear(3, 3)
     fn.seen = torch.zeros(3)  # such as an attention map kept for a picture
     made = compiled(fn)
     program = made.program
     made.sample(2, seed=0)
     fn(torch.zeros(2, *GREY, dtype=torch.int64))
     fn.seen = torch.ones(3)
+    fn.unused.weight.data.add_(1)
     assert made.program is program
     again = compiled(fn)
     assert again.program is program
@@ -451,6 +475,9 @@ def test_a_half_precision_model_is_computed_in_float32_and_the_difference_stated
     assert fn.head.weight.dtype == dtype
     fn.head.bias.data.add_(torch.arange(5).to(dtype))
     assert not torch.equal(made.sample(8, seed=0), codes)
+    fn.second.bias.data[0] = math.nan
+    with pytest.raises(RuntimeError, match="module whose output is NaN is 'second'"):
+        made.sample(1)
 
 
 def test_a_model_that_casts_to_half_itself_is_computed_in_float32_too():

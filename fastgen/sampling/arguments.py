@@ -1,5 +1,6 @@
 """What a call of a sampler is given, checked and made definite before any model runs."""
 
+import itertools
 import math
 import numbers
 
@@ -305,7 +306,7 @@ def module_of(fn):
 def device_of(fn, condition, uniforms):
     module = module_of(fn)
     if module is not None:
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
             return tensor.device
     for value in (*tensors_of(condition), uniforms):
         if isinstance(value, Tensor):

@@ -131,7 +131,7 @@ class Compiled:
     modules: dict  # path -> weak reference
     watch: Watch
     ops: dict
-    executors: dict = field(default_factory=dict)  # by chunk
+    executors: dict = field(default_factory=dict)  # by chunk, or "pair"
     seconds: float = 0.0
     # relative to max(1, largest value):
     error: float = 0.0  # of the verification
@@ -185,20 +185,22 @@ def compile_request(request: Request) -> Compiled:
         check_eval(module, f"the module {path or 'fn'}")
     if violations(traced):
         raise not_causal_error(traced, request.shape, request.order)
-    modules = dict.fromkeys(traced.modules.values())
-    like = None
+    modules, called = traced.modules, list(traced.modules.values())
+    watched, like = dict.fromkeys(called), None
     if isinstance(exact.fn, nn.Module):
-        if exact is not request:  # not the copy but its original is watched
-            modules, like = exact.fn.modules(), request.fn.modules()
-        else:
-            modules |= dict.fromkeys(exact.fn.modules())
+        watched |= dict.fromkeys(exact.fn.modules())
+    if exact is not request:  # the copy goes, its original stays
+        original = dict(zip(exact.fn.modules(), request.fn.modules(), strict=True))
+        watched = {module: None for module in watched if module in original}
+        like = [original[module] for module in watched]
+        modules = {path: original.get(module, module) for path, module in modules.items()}
     compiled = Compiled(
         request.target,
         *expected.shape[1:3],
         optimize(traced),
         traced.tape,
-        {path: weakref.ref(module) for path, module in traced.modules.items()},
-        Watch(modules, traced.leaves, like),
+        {path: weakref.ref(module) for path, module in modules.items()},
+        Watch(watched, called, traced.leaves, like),
         traced.ops,
     )
     half = expected.dtype in _HALF or any(leaf.dtype in _HALF for leaf in traced.leaves)

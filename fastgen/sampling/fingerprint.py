@@ -17,12 +17,13 @@ from fastgen._load import EXTENSION
 class Watch:
     """The tensors of modules, found anew at each look by where they hang.
 
-    Watched are every parameter and buffer, and of the other tensors those in `leaves`, whether
-    they are attributes (or stand in a list, tuple or dict that is one) or hang nowhere. A tensor
-    attribute that is no leaf, such as an attention map kept for a picture, is not.
+    Watched are every parameter and buffer of the modules that were called, and of all other tensors
+    those in `leaves`, whether they hang in a module or nowhere. A tensor that is no leaf, such as
+    an attention map kept for a picture, is not.
 
     Args:
         modules: held weakly, so that a watch does not keep a model alive.
+        called: those of them that were called.
         leaves: tensors that the program depends on.
         like: for modules that are copies: the modules to look at in their place, in equal order.
     """
@@ -30,25 +31,28 @@ class Watch:
     def __init__(
         self,
         modules: Iterable[nn.Module],
+        called: Iterable[nn.Module],
         leaves: Iterable[Tensor],
         like: Iterable[nn.Module] | None = None,
     ):
-        modules = list(modules)
+        modules, called = list(modules), set(called)
         missing = {_storage(leaf): leaf for leaf in leaves}
-        self._places = []  # (weak module, its children's ids, [attribute or (attribute, key)])
         found = set()
+        # (weak module, its children's ids, whether all its parameters, further places)
+        self._modules = []
         for module, watched in zip(modules, modules if like is None else like, strict=True):
             places = []
-            for place, tensor in _attributes(module):
+            for place, tensor in _tensors(module):
+                own = place[0] in ("_parameters", "_buffers")
                 if _storage(tensor) in missing:
-                    places.append(place)
                     found.add(_storage(tensor))
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    found.add(_storage(tensor))
-            self._places.append((weakref.ref(watched), _children(watched), places))
+                    if not own or module not in called:
+                        places.append(place)
+            self._modules.append(
+                (weakref.ref(watched), _children(watched), module in called, places)
+            )
         self._others = [_whole(leaf) for key, leaf in missing.items() if key not in found]
-        self._memory = []  # of the last look: (tensor, address, bytes, description)
+        self._last = _Look([])
         self._content = self._look()
 
     def changed(self) -> bool:
@@ -56,12 +60,13 @@ class Watch:
 
     def _look(self):
         tensors = []
-        for reference, children, places in self._places:
+        for reference, children, was_called, places in self._modules:
             module = reference()
             if module is None or _children(module) != children:
                 return None
-            tensors += module._parameters.values()
-            tensors += module._buffers.values()
+            if was_called:
+                tensors += module._parameters.values()
+                tensors += module._buffers.values()
             for place in places:
                 tensor = _at(module, place)
                 if not isinstance(tensor, Tensor):
@@ -71,23 +76,37 @@ class Watch:
         return self._hashed([t for t in tensors if t is not None])
 
     def _hashed(self, tensors):
-        """A hash of the tensors and their descriptions. Where every tensor is still the same object
-        in the same memory, little is done beside the hash."""
-        last = self._memory if len(self._memory) == len(tensors) else [(None,) * 4] * len(tensors)
-        memory = []
-        for t, (seen, address, size, description) in zip(tensors, last, strict=True):
-            before, description = description, (t.shape, t.stride(), t.dtype)
-            if t is not seen or not address or t.data_ptr() != address or description != before:
-                plain = t.device.type == "cpu" and _is_dense(t)
-                address, size = (t.data_ptr(), t.nbytes) if plain else (0, 0)
-            memory.append((t, address, size, description))
-        self._memory = memory
-        kept = [t if address else _dense_copy(t) for t, address, _, _ in memory]
-        parts = [
-            (address, size) if address else (copy.data_ptr(), copy.nbytes)
-            for copy, (_, address, size, _) in zip(kept, memory, strict=True)
+        """A hash of the tensors and what they are like."""
+        last = self._last
+        if not last.is_of(tensors):
+            last = self._last = _Look(tensors)
+        return content(last.dense, last.parts), last.likeness
+
+
+class _Look:
+    """Tensors as they were found, so that finding them so again is quick."""
+
+    def __init__(self, tensors):
+        plain = [_is_plain(t) for t in tensors]
+        self.dense = [
+            t if is_plain else t.detach().cpu().contiguous()
+            for t, is_plain in zip(tensors, plain, strict=True)
         ]
-        return content(kept, parts), [description for *_, description in memory]
+        self.parts = [(t.data_ptr(), t.nbytes) for t in self.dense]
+        self.likeness = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        self._places = None  # where nothing was copied: (tensor, address, shape, stride)
+        if all(plain):
+            self._places = [(t, t.data_ptr(), t.shape, t.stride()) for t in tensors]
+
+    def is_of(self, tensors):
+        if self._places is None or len(tensors) != len(self._places):
+            return False
+        for t, (seen, address, shape, stride) in zip(tensors, self._places, strict=True):
+            if t is not seen or t.data_ptr() != address:
+                return False
+            if t.shape != shape or t.stride() != stride:
+                return False
+        return True
 
 
 def content(tensors: list[Tensor], parts: list[tuple[int, int]]):
@@ -101,12 +120,10 @@ def content(tensors: list[Tensor], parts: list[tuple[int, int]]):
     return digest.digest()
 
 
-def _is_dense(t):
-    return t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
-
-
-def _dense_copy(t):
-    return t.detach().cpu().contiguous()
+def _is_plain(t):
+    """Dense, on the CPU."""
+    dense = t.is_contiguous() or t.is_contiguous(memory_format=torch.channels_last)
+    return dense and t.device.type == "cpu"
 
 
 def _storage(tensor):
@@ -122,19 +139,21 @@ def _children(module):
     return [id(child) for child in module._modules.values()]
 
 
-def _attributes(module):
+def _tensors(module):
+    """((attribute,) or (attribute, key), tensor): where tensors hang, parameters too."""
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, (list, tuple, dict)) and name not in ("_parameters", "_buffers"):
+            yield (name,), value
+        elif isinstance(value, (list, tuple, dict)):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             yield from (((name, key), item) for key, item in items if isinstance(item, Tensor))
 
 
 def _at(module, place):
+    found = vars(module)
     try:
-        if isinstance(place, str):
-            return vars(module)[place]
-        return vars(module)[place[0]][place[1]]
-    except (KeyError, IndexError):
+        for key in place:
+            found = found[key]
+    except (KeyError, IndexError, TypeError):
         return None
+    return found
