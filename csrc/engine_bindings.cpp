@@ -152,6 +152,11 @@ ProgramSource program_of(const py::handle& from) {
   for (const py::handle& i : from.attr("instructions")) {
     program.instructions.push_back(instruction(i));
   }
+  const auto queue = values_of<int32_t>(from.attr("background"));
+  for (size_t e = 0; e + 3 < queue.size(); e += 4) {
+    program.queue.push_back({{queue[e], queue[e + 1], queue[e + 2]}, queue[e + 3]});
+  }
+  if (!queue.empty()) program.needed = values_of<int32_t>(from.attr("needed"));
   const auto entries = values_of<int32_t>(from.attr("entries"));
   for (size_t e = 0; e + 2 < entries.size(); e += 3) {
     program.entries.push_back({entries[e], entries[e + 1], entries[e + 2]});

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from fastgen import _load
 from fastgen.benchmarks import sampling_nets as nets
+from fastgen.likelihoods import Categorical
 from fastgen.sampling.arguments import ranks_of
-from fastgen.sampling.executors import ReferenceExecutor
+from fastgen.sampling.executors import CpuExecutor, Draw, ReferenceExecutor
 from fastgen.sampling.lower import emit, expressions, lower, optimize, slots
 from fastgen.sampling.trace import trace
 
@@ -91,6 +93,28 @@ def test_a_second_thread_may_run_early_or_late(name, ahead):
     program = emit(optimize(traced), pair=True)
     got = parameters(program, codes, values, ahead)
     torch.testing.assert_close(got, values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(_load.EXTENSION is None, reason="needs the compiled kernels")
+@pytest.mark.parametrize("name", CASES)
+def test_a_second_thread_changes_no_bit(name):
+    traced, codes, _ = traced_case(name)
+    plan = optimize(traced)
+    uniforms = torch.rand(2, 1, codes[0].numel(), dtype=torch.float64)
+    draw = Draw(Categorical(CASES[name][2]), uniforms)
+
+    def drawn(program, threads):
+        codes = torch.zeros(2, uniforms.shape[2], dtype=torch.int64)
+        params = torch.full((2, len(program.draws.param), program.parameters), torch.nan)
+        CpuExecutor(program).run(codes, draw=draw, params=params, threads=threads, group=1)
+        return codes, params
+
+    alone = drawn(emit(plan), 1)
+    program = emit(plan, pair=True)
+    assert len(program.background)
+    for threads in (1, 2, 2, 2, 4):
+        for got, expected in zip(drawn(program, threads), alone, strict=True):
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("seed", range(3))

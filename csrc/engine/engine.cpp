@@ -154,6 +154,45 @@ struct OwnedInstruction {
 template <class T>
 class EngineOf;
 
+// How far two threads on one group are, by which they wait for each other.
+struct Pace {
+  alignas(64) std::atomic<int64_t> steps{0};  // over
+  alignas(64) std::atomic<int64_t> tiles{0};  // done
+  std::atomic<bool> left{false};              // the first thread gave up
+};
+
+// Until `counter` has reached `count`; false if told to stop. Spins for about 20 us and then lets
+// others run: on a busy machine the other thread may be waiting for this core.
+bool wait_for(const std::atomic<int64_t>& counter, int64_t count, const std::atomic<bool>& stop,
+              const std::atomic<bool>& left) {
+  for (int spins = 0; counter.load(std::memory_order_acquire) < count; ++spins) {
+    if (stop.load(std::memory_order_relaxed) || left.load(std::memory_order_relaxed)) return false;
+    if (spins < 500) {
+#if defined(__x86_64__) || defined(_M_X64)
+      __builtin_ia32_pause();
+#endif
+    } else {
+      std::this_thread::yield();
+    }
+  }
+  return true;
+}
+
+// The second thread of a pair, which ends with the first one's part.
+class Joined {
+ public:
+  template <class F>
+  Joined(Pace& pace, F work) : pace_(pace), thread_(work) {}
+  ~Joined() {
+    pace_.left = true;
+    thread_.join();
+  }
+
+ private:
+  Pace& pace_;
+  std::thread thread_;
+};
+
 // One group of images in flight.
 template <class T>
 class Group {
@@ -162,8 +201,11 @@ class Group {
 
   // Static cells for the `count` images from `first` on; count is at most what was reserved.
   void start(const std::vector<Condition>& conditions, int64_t first, int64_t count);
-  // The instructions before a step's draws; false if told to stop.
-  bool advance(int64_t step, const std::atomic<bool>* stop);
+  // The instructions before a step's draws; false if told to stop. With a pace another thread runs
+  // the queue, else this one does.
+  bool advance(int64_t step, const std::atomic<bool>* stop, Pace* pace = nullptr);
+  // The other thread's part.
+  void run_queue(Pace& pace, const std::atomic<bool>& stop, const Scratch& scratch);
 
   const T* parameters(int64_t draw, int64_t image) const {
     const int32_t* at = &engine_.program().param[3 * draw];
@@ -182,6 +224,7 @@ class Group {
   OwnedScratch<T> scratch_;
   Memory arena_;
   Images<T> images_;
+  int64_t tiles_ = 0;  // of the queue, done by this thread
 };
 
 // What the threads of one run share.
@@ -277,6 +320,8 @@ class EngineOf : public Engine {
   void pack_weights();
   void work(const RunRequest& request, int64_t groups, Shared& shared) const;
   bool run_group(const RunRequest& request, Group<T>& group, int64_t first, Shared& shared) const;
+  bool run_steps(const RunRequest& request, Group<T>& group, int64_t first, Shared& shared,
+                 Pace* pace) const;
   void draw_step(const RunRequest& request, Group<T>& group, int64_t first, int64_t step,
                  NanFound& nan) const;
 
@@ -309,8 +354,10 @@ template <class T>
 void EngineOf<T>::pack_weights() {
   std::vector<int64_t> order;
   std::vector<bool> seen(instructions_.size());
+  std::vector<Entry> entries = program_.entries;
+  for (const Tile& tile : program_.queue) entries.push_back(tile.entry);
   for (bool critical : {true, false}) {
-    for (const Entry& entry : program_.entries) {
+    for (const Entry& entry : entries) {
       if (entry.instruction < 0 || seen[entry.instruction]) continue;
       const OwnedInstruction<T>& instruction = *instructions_[entry.instruction];
       if (instruction.plain.kind != Kind::kLinear || instruction.source.critical != critical) {
@@ -346,6 +393,7 @@ template <class T>
 void Group<T>::start(const std::vector<Condition>& conditions, int64_t first, int64_t count) {
   const ProgramSource& program = engine_.program();
   images_.count = count;
+  tiles_ = 0;
   std::fill_n(images_.arena, program.zero_width * count, T(0));
   for (const StaticCells& cells : program.statics) {
     for (size_t p = 0; p < cells.slots.size(); ++p) {
@@ -366,15 +414,37 @@ void Group<T>::start(const std::vector<Condition>& conditions, int64_t first, in
 }
 
 template <class T>
-bool Group<T>::advance(int64_t step, const std::atomic<bool>* stop) {
+bool Group<T>::advance(int64_t step, const std::atomic<bool>* stop, Pace* pace) {
   const auto [begin, end] = engine_.entries_of(step);
-  const Entry* entries = engine_.program().entries.data();
+  const ProgramSource& program = engine_.program();
+  const Entry* entries = program.entries.data();
   const auto run = engine_.functions().run;
+  if (pace != nullptr) {
+    if (!wait_for(pace->tiles, program.needed[step], *stop, pace->left)) return false;
+  } else if (!program.queue.empty()) {
+    for (; tiles_ < program.needed[step]; ++tiles_) {
+      const Entry& entry = program.queue[tiles_].entry;
+      run(engine_.instruction(entry.instruction), entry.first, entry.rows, images_);
+    }
+  }
   for (const Entry* entry = entries + begin; entry != entries + end; ++entry) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) return false;
     run(engine_.instruction(entry->instruction), entry->first, entry->rows, images_);
   }
   return true;
+}
+
+template <class T>
+void Group<T>::run_queue(Pace& pace, const std::atomic<bool>& stop, const Scratch& scratch) {
+  const Images<T> images = {images_.arena, images_.count, &scratch};
+  int64_t done = 0;
+  for (const Tile& tile : engine_.program().queue) {
+    if (!wait_for(pace.steps, tile.wait, stop, pace.left)) return;
+    const Entry& entry = tile.entry;
+    engine_.functions().run(engine_.instruction(entry.instruction), entry.first, entry.rows,
+                            images);
+    pace.tiles.store(++done, std::memory_order_release);
+  }
 }
 
 template <class T>
@@ -425,10 +495,23 @@ void EngineOf<T>::draw_step(const RunRequest& request, Group<T>& group, int64_t 
 template <class T>
 bool EngineOf<T>::run_group(const RunRequest& request, Group<T>& group, int64_t first,
                             Shared& shared) const {
+  if (program_.queue.empty() || request.threads < 2) {
+    return run_steps(request, group, first, shared, nullptr);
+  }
+  Pace pace;
+  const OwnedScratch<T> scratch(sizes_);
+  const Joined second(pace, [&] { group.run_queue(pace, shared.stop, scratch.plain); });
+  return run_steps(request, group, first, shared, &pace);
+}
+
+template <class T>
+bool EngineOf<T>::run_steps(const RunRequest& request, Group<T>& group, int64_t first,
+                            Shared& shared, Pace* pace) const {
   NanFound nan;
   for (int64_t step = 0; step < program_.steps; ++step) {
-    if (!group.advance(step, &shared.stop)) return false;
+    if (!group.advance(step, &shared.stop, pace)) return false;
     draw_step(request, group, first, step, nan);
+    if (pace != nullptr) pace->steps.store(step + 1, std::memory_order_release);
     shared.done.fetch_add(group.count(), std::memory_order_relaxed);
     if (nan.sample == first) break;  // no earlier sample is left
   }
@@ -453,7 +536,9 @@ template <class T>
 NanFound EngineOf<T>::run(const RunRequest& request,
                           const std::function<void(double)>& poll) const {
   Shared shared;
-  const int64_t threads = std::max<int64_t>(1, std::min(request.threads, request.n));
+  // Two threads share a group where the program is made for it.
+  const int64_t workers = program_.queue.empty() ? request.threads : request.threads / 2;
+  const int64_t threads = std::max<int64_t>(1, std::min(workers, request.n));
   int64_t groups = (request.n + request.group - 1) / request.group;
   groups = (groups + threads - 1) / threads * threads;  // as many for each
   groups = std::min(groups, request.n);

@@ -44,6 +44,9 @@ struct ProgramSource {
   int64_t steps, parameters, codes, floats, zero_width;
   std::vector<InstructionSource> instructions;
   std::vector<Entry> entries;
+  // What a second thread may run ahead, and how much of it must be done before each step; or none.
+  std::vector<Tile> queue;
+  std::vector<int32_t> needed;
   std::vector<int32_t> step_start;          // (steps + 1)
   std::vector<int32_t> param, cell, index;  // (draws, 3), (draws, codes a draw, 3), (draws, codes)
   int64_t codes_a_draw;

@@ -152,6 +152,12 @@ struct Entry {
   int32_t instruction, first, rows;  // instruction -1: draws step `first`
 };
 
+// An entry of the queue for a second thread: it may run once `wait` steps are over.
+struct Tile {
+  Entry entry;
+  int32_t wait;
+};
+
 // Rows an instruction works on at once, a multiple of every tile's height. Expressions keep their
 // values in memory in between, so theirs are few.
 constexpr int64_t kChunkRows = 72;

@@ -138,14 +138,16 @@ class Compiled:
     bfloat16_error: float | None = None  # of rounding the weights to bfloat16
     half_error: float | None = None  # between the float32 program and a half-precision fn
 
-    def executor(self, group: int):
-        """The one for passes of `group` images, of three."""
+    def executor(self, group: int, pair: bool = False):
+        """The one for passes of `group` images, of three; with `pair`, by two threads each."""
         chunk = 0 if group <= 2 else _ROWS // 4 if group <= 8 else _ROWS // GROUP
-        if chunk not in self.executors:
+        key = "pair" if pair else chunk
+        if key not in self.executors:
             with LOCK:
-                if chunk not in self.executors:
-                    self.executors[chunk] = self.target.executor(emit(self.plan, chunk))
-        return self.executors[chunk]
+                if key not in self.executors:
+                    program = emit(self.plan, chunk, pair)
+                    self.executors[key] = self.target.executor(program)
+        return self.executors[key]
 
     def condition_values(self, condition, n: int) -> list[Tensor]:
         """One tensor (n, numel) per source of the tape, which runs once for each distinct

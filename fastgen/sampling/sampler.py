@@ -268,7 +268,9 @@ class Sampler:
     def _run(self, compiled, codes, **options):
         threads = torch.get_num_threads()
         group = max(1, min(GROUP, -(-len(codes) // threads)))
-        return compiled.executor(group).run(codes, group=group, threads=threads, **options)
+        pair = 2 * len(codes) <= threads  # fewer images than would keep the threads busy
+        executor = compiled.executor(group, pair)
+        return executor.run(codes, group=group, threads=threads, **options)
 
     def _parameters(self, compiled, codes, condition):
         """(slice, parameters) of some of the codes at a time."""
