@@ -101,10 +101,11 @@ class Dependencies:
     def _columns(self, addresses, count):
         """[(rows (npos,), bool (count,))]: the distinct columns of cell(addresses)[:count]."""
         node, channel, _ = self._decoded(addresses)
-        node, channel = np.unique(np.stack([node, channel])[:, ~self._static[node]], axis=1)
-        if not node.size:
+        read = np.zeros(len(self._group), bool)
+        read[(self._first_channel[node] + channel)[~self._static[node]]] = True
+        first = np.flatnonzero(read)
+        if not len(first):
             return []
-        first = self._first_channel[node] + channel
         groups = self._group[first[:, None] + np.arange(count)]
         _, chosen, column = np.unique(groups, axis=1, return_index=True, return_inverse=True)
         column = column.reshape(-1)

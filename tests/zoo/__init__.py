@@ -4,6 +4,7 @@ from zoo import (
     attention,
     colours,
     conditions,
+    indexing,
     masked,
     orders,
     outputs,
@@ -25,6 +26,7 @@ _STYLES = (
     sequences,
     conditions,
     outputs,
+    indexing,
 )
 CASES = [case for style in _STYLES for case in style.CASES]
 HALF = masked.HALF
