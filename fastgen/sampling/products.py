@@ -70,7 +70,7 @@ def _dots(builder, a, b):
 
 def _whole_cells(builder, matrix):
     """Rows with constants in them become cells of their own."""
-    free, values, _ = builder.split_constants(matrix)
+    free, values = builder.split_constants(matrix)
     if values is None:
         return matrix
     matrix = matrix.copy()

@@ -129,7 +129,7 @@ def _cropped(x, padding):
 def _dense_convolution(t, x, weight, bias, stride, padding, dilation):
     batch, channels, *size = x.shape
     outputs, _, kh, kw = weight.shape
-    free, constant, _ = t.builder.split_constants(x)
+    free, constant = t.builder.split_constants(x)
     extra = None
     if constant is not None:
         kernel = torch.from_numpy(weight.copy())
