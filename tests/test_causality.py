@@ -9,6 +9,8 @@ from zoo.masked import InPlaceBuffer, Plain
 from zoo.orders import column_major
 from zoo.sequences import CausalConv
 
+from fastgen import compile_sampler
+from fastgen.likelihoods import Categorical
 from fastgen.sampling.causality import check_causal, not_causal_error, violations
 from fastgen.sampling.dependencies import Dependencies
 from fastgen.sampling.errors import NotCausalError, UnsupportedModelError
@@ -126,7 +128,7 @@ class Pooled(Stack):
 
     def __init__(self):
         super().__init__(lambda layers: None)
-        self.squeeze = nn.Linear(6, 6)
+        self.squeeze = nn.Linear(6, 6).eval()
 
     def forward(self, codes):
         x = self.layers[:4](codes.float())
@@ -227,6 +229,24 @@ def test_an_upsampling_that_comes_a_row_early_is_found():
     first = report.violations[0]
     assert first.output.position[0] >= first.input.position[0] - 1
     assert any("up " in name for name in first.path)
+
+
+@pytest.mark.parametrize(
+    "build, shape, levels, order",
+    [
+        (lambda: Stack(type_b_first), SHAPE, 6, "raster"),
+        (lambda: Stack(wrong_row), SHAPE, 6, "raster"),
+        (lambda: FiniteFill(-1e4), SHAPE, 6, "raster"),
+        (lambda: OddGroups(5), (3, 4, 5), 4, "subpixel"),
+        (lambda: Cropped(True), SHAPE, 6, "raster"),
+        (lambda: Stack(lambda layers: None), SHAPE, 6, column_major(*SHAPE[1:])),
+        (Pooled, SHAPE, 6, "raster"),
+        (lambda: Upsampled(1), (1, 6, 6), 4, "raster"),
+    ],
+)
+def test_compile_sampler_refuses_all_of_them(build, shape, levels, order):
+    with pytest.raises(NotCausalError, match=r"at \(.*depends.* drawn .* by .* -> .*pairs\); "):
+        compile_sampler(build(), shape, Categorical(levels), order=order)
 
 
 # the answers in general

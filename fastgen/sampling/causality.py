@@ -231,8 +231,9 @@ def check_causal(
             sees, path, reason = found.sees(), found.path, ""
             if not call.explained(sees, levels):
                 reason = "outputs change that should not; fn computes something outside of torch"
-        except UnsupportedModelError as error:
-            reason = str(error)
+        except Exception as error:  # fn by itself did run
+            known = isinstance(error, UnsupportedModelError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
         if reason:
             sees, path = call.perturbed(levels), None
     evidence = "perturbation" if reason else "proof"

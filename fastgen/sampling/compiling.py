@@ -1,8 +1,10 @@
 """From a callable to a program that has proved equal to it on codes it was not traced with."""
 
+import contextlib
 import copy
 import math
 import os
+import sys
 import threading
 import time
 import warnings
@@ -101,21 +103,30 @@ class Request:
 
     @torch.no_grad()
     def forward(self, codes: Tensor, condition=None) -> Tensor:
-        """The parameters by fn itself."""
+        """The parameters by fn itself, in eager mode where parts of it are compiled."""
         codes = codes.to(self.device)
-        result = self.fn(codes) if condition is None else self.fn(codes, condition)
-        result = result if self.params is None else self.params(result)
+        with _eager():
+            result = self.fn(codes) if condition is None else self.fn(codes, condition)
+            result = result if self.params is None else self.params(result)
         return checked_params(result, self.likelihood, codes)
 
     def trace(self):
-        return trace(
-            self.fn,
-            self.shape,
-            self.ranks,
-            levels=self.likelihood.levels,
-            condition=self.condition,
-            params=self.params,
-        )
+        with _eager():
+            return trace(
+                self.fn,
+                self.shape,
+                self.ranks,
+                levels=self.likelihood.levels,
+                condition=self.condition,
+                params=self.params,
+            )
+
+
+def _eager():
+    """Runs what torch.compile has wrapped somewhere inside as it was written."""
+    if "torch._dynamo" not in sys.modules:  # takes seconds to load, and nothing is compiled
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @dataclass
@@ -182,8 +193,9 @@ def compile_request(request: Request) -> Compiled:
     expected = exact.forward(codes, condition)
     traced = exact.trace()
     for path, module in traced.modules.items():
-        if not any(True for _ in (*module.parameters(), *module.buffers())):
-            continue  # a pad or a reshape made on the fly: in train mode, and nothing meant by it
+        # a pad, a reshape or a slice of a Sequential made on the fly means nothing by its mode
+        if not any(True for _ in (*module.parameters(False), *module.buffers(False))):
+            continue
         check_eval(module, f"the module {path or 'fn'}")
     if violations(traced):
         raise not_causal_error(traced, request.shape, request.order)
