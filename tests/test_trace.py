@@ -797,6 +797,7 @@ REFUSED = {
     "dropout": (lambda codes: F.dropout(codes.float()), "random"),
     "noise": (lambda codes: codes + torch.randn(1), "random"),
     "item": (lambda codes: codes * codes.flatten()[0].item(), "control flow"),
+    "largest value": (lambda codes: codes * codes.float().max().item(), "control flow"),
     "branch": (lambda codes: codes if codes.sum() > 3 else -codes, "control flow"),
     "shape": (lambda codes: codes[codes > 2], "control flow|index|depend"),
     "nonzero": (lambda codes: codes.nonzero(), "control flow"),

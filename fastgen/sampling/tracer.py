@@ -295,10 +295,13 @@ class Tracer(TorchDispatchMode):
         return arg
 
     def _is_guard(self, name, args, kwargs):
-        """Reductions of anything are guards, comparisons only of guards and constants."""
+        """Reductions of anything are guards, comparisons only of guards and constants. A float that
+        is read is more likely to be calculated with."""
         if name in rules.GUARD_REDUCTIONS:
             return True
         tensors = _tensors_in(args) + _tensors_in(tuple(kwargs.values()))
+        if name == "_local_scalar_dense" and tensors[0].is_floating_point():
+            return False
         return all(self._class(t) == OUTSIDE or self._record(t).guard for t in tensors)
 
     def _on_codes(self, func, args, kwargs, tensors):
@@ -309,7 +312,7 @@ class Tracer(TorchDispatchMode):
                 self.refuse(
                     "reads values that depend on the codes",
                     "its control flow or shapes would differ from image to image: compute with "
-                    "tensors, such as torch.where",
+                    "tensors, such as torch.where, and check a range by bool(x.max() <= 1)",
                 )
             return func(*args, **kwargs)
         for tensor in tensors:
