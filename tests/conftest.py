@@ -10,6 +10,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def seeded_and_poisoned():
+    torch.set_num_threads(1)  # whatever the test before has left
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
     yield
@@ -19,8 +20,7 @@ def seeded_and_poisoned():
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request):
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(1)
+    return request.param
 
 
 def pytest_configure(config):
