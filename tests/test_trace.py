@@ -189,6 +189,9 @@ OPS = {
             f.__setitem__((slice(None), torch.tensor([0, 5])), g[:, :2] * 2),
         )
     ),
+    "assignment by a mask": inplace(
+        lambda f, g: (f.__setitem__(g > 0, 0.5), f.__setitem__(MAP.expand_as(f) > 0, -1.0))
+    ),
     "written into zeros": lambda f, g: torch.zeros(1, 6, 4, 3).index_copy(
         1, torch.tensor([4, 1]), f[:, :2]
     ),
@@ -212,6 +215,15 @@ OPS = {
     ),
     "transposed in groups": lambda f, g: F.conv_transpose2d(
         f, B.flatten()[:72].reshape(6, 2, 2, 3), V[:4], stride=(1, 2), groups=2, dilation=2
+    ),
+    "transposed by channels": lambda f, g: F.conv_transpose2d(
+        f, B.flatten()[:54].reshape(6, 1, 3, 3), V, stride=2, groups=6
+    ),
+    "sequences": lambda f, g: (
+        F.conv1d(
+            f.flatten(2), B.flatten()[:36].reshape(6, 2, 3), V, stride=2, dilation=2, groups=3
+        )[..., :4]
+        + F.conv_transpose1d(g.flatten(2), A.view(6, 3, 2), None, 2, 1, 1, 2)[..., :4]
     ),
     "linear over channels last": lambda f, g: F.linear(f.permute(0, 2, 3, 1), A, V),
     "matmul": lambda f, g: (tokens(f) @ A).transpose(1, 2) + A @ f.flatten(2),
@@ -345,6 +357,10 @@ CODE_OPS = {
     "one_hot by comparison": lambda codes: (codes == torch.arange(LEVELS)[:, None, None]).float(),
     "one_hot of few levels": lambda codes: (codes[..., None] == torch.arange(3)).float(),
     "integers": lambda codes: codes // 2 + codes % 3 + (codes & 1) + (codes >> 1) - (codes << 1),
+    "bits": lambda codes: (codes[..., None] >> torch.arange(3)) & 1,
+    "bits by masks": lambda codes: (
+        (codes[..., None] & 2 ** torch.arange(3)) + (codes & 3)[..., None]
+    ),
     "division": lambda codes: torch.div(codes, 3, rounding_mode="floor") + (codes / 3).floor(),
     "scaling": lambda codes: (codes.float() / 255 - 0.5) / 0.25,
     "bytes": lambda codes: codes.to(torch.uint8).to(torch.float32).half().float(),

@@ -1,7 +1,6 @@
 """Elementwise functions of two tensors."""
 
 import functools
-import math
 
 import numpy as np
 import torch
@@ -162,11 +161,22 @@ def _bitwise(t, a):
     x, y = t.operand(a.self), t.operand(a.other)
     if _is_logical(a.self, a.other):
         return t.builder.pointwise(BINARY[f"logical_{name}"], x, y)
-    if name == "and" and y.dtype == np.float64 and y.size == 1:
-        modulus = y.reshape(()) + 1
-        if modulus >= 1 and math.log2(modulus).is_integer():
-            return t.builder.pointwise(BINARY["remainder"], x, modulus)
+    if name == "and" and x.dtype == np.float64:
+        x, y = y, x
+    if name == "and" and y.dtype == np.float64:
+        if _are_powers_of_two(y + 1):  # the lowest bits
+            return t.builder.pointwise(BINARY["remainder"], x, y + 1)
+        if _are_powers_of_two(y):  # one bit
+            return t.builder.pointwise(_one_bit, x, y)
     t.refuse("works on the bits of codes", "use //, % and comparisons")
+
+
+def _are_powers_of_two(values):
+    return (values > 0).all() and (np.frexp(values)[0] == 0.5).all()
+
+
+def _one_bit(x, y):
+    return ("mul", y, BINARY["remainder"](("floor", ("div", x, y)), num(2)))
 
 
 def _is_logical(*values):

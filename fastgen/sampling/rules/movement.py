@@ -131,6 +131,15 @@ def _masked_fill(t, a):
     return _where(t, a.mask, a.value, a.self)
 
 
+@rule("index_put", "_index_put_impl")
+def _index_put(t, a):
+    mask = a.indices[0]
+    assigned = len(a.indices) == 1 and mask.dtype == torch.bool and a.values.numel() == 1
+    if t.is_constant(mask) or not assigned or mask.dim() != a.self.dim() or a.accumulate:
+        return move(t, a)
+    return _where(t, mask, a.values.reshape(()), a.self)  # self[mask] = value
+
+
 def _where(t, mask, yes, no):
     if t.is_constant(mask):
         return np.where(t.value(mask) != 0, t.addresses(yes), t.addresses(no))
