@@ -388,6 +388,28 @@ def test_what_cannot_be_traced_is_probed():
     assert "evidence, not proof" in str(report)
 
 
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda codes: 1 / codes.max().item(),
+        lambda codes: 2.0 if (codes == 5).any() else 1.0,
+        lambda codes: 2.0 if codes.max() > 4 else 1.0,
+    ],
+)
+def test_what_is_read_on_the_sly_is_found(decide):
+    """Looks like a check of the codes' range, and decides about every output."""
+    inner = Stack(lambda layers: None)
+
+    def fn(codes):
+        return inner(codes) * decide(codes)
+
+    report = check(fn)
+    assert report.evidence == "perturbation"
+    assert not report.causal
+    with pytest.raises(UnsupportedModelError, match="same values in any batch"):
+        compile_sampler(fn, SHAPE, Categorical(6))
+
+
 def test_a_norm_over_the_batch_is_probed_one_image_at_a_time():
     class Normed(nn.Module):
         def __init__(self):

@@ -218,6 +218,9 @@ def compile_request(request: Request) -> Compiled:
         traced.ops,
     )
     half = expected.dtype in _HALF or any(leaf.dtype in _HALF for leaf in traced.leaves)
+    _check_batches(
+        exact, codes, condition, expected, _tolerance(request.target.dtype, expected.dtype, half)
+    )
     _verify(compiled, codes, condition, expected, half)
     if exact is not request:
         compiled.half_error = _half_error(request, codes, condition, expected)
@@ -284,6 +287,29 @@ def _probe(request):
         return torch.cat([example, *others])
 
     return torch.stack(codes), each_tensor(condition, rows)
+
+
+def _check_batches(request, codes, condition, expected, tolerance):
+    """Each image by itself must have its values in the batch: not if fn decides by the largest
+    code of all, say, which the tracer takes for a check of their range."""
+    try:
+        alone = [
+            request.forward(
+                codes[i : i + 1],
+                None if condition is None else sliced(condition, slice(i, i + 1)),
+            )
+            for i in range(len(codes))
+        ]
+    except Exception:
+        return  # a squeeze that does not expect a batch of one
+    error = _difference(torch.cat(alone), expected)
+    if not error <= tolerance:
+        raise UnsupportedModelError(
+            "fastgen.compile_sampler: fn must give an image the same values in any batch, got "
+            f"values that differ by {error:.2g} of the largest; fn may mix the images of a batch, "
+            "decide by the values of all its codes, or keep a state: compute each image by itself, "
+            "with tensors"
+        )
 
 
 def _verify(compiled, codes, condition, expected, half):
