@@ -155,9 +155,9 @@ class Builder:
     # layout
 
     def channel_axis(self, operands, shape):
-        """The axis along which most operands are runs; where none is, axis 1 of three or more if
-        they are constant along it, else None: every element is a row of its own."""
-        best, best_score = None, 0.5
+        """The axis along which an operand has most of its channels; where none has any, axis 1 of
+        three or more if they are constant along it, else None: every element is its own row."""
+        best, best_score = None, 0.2
         for axis in range(len(shape)):
             if shape[axis] == 1:
                 continue
@@ -173,15 +173,14 @@ class Builder:
         return None
 
     def run_fraction(self, addresses, axis):
-        """How much of some lines along an axis goes on as a run."""
+        """How many of some neighbours along an axis, once sorted, lie in one cell."""
         if addresses.ndim < -axis or addresses.shape[axis] == 1:
             return 0
         lines = np.moveaxis(addresses, axis, -1).reshape(-1, addresses.shape[axis])
-        lines = lines[:: max(1, len(lines) // 8)]
-        cell = np.where(lines > 0, self._cell(lines), -1)
-        goes_on = (np.diff(lines) == 1) & (np.diff(cell) == 0)
-        present = lines[:, 1:] != 0
-        return (goes_on & present).sum() / max(1, present.sum())
+        lines = np.sort(lines[:: max(1, len(lines) // 8)], axis=1)
+        present = lines[:, :-1] != 0
+        together = (np.diff(lines) != 0) & (np.diff(self._cell(lines)) == 0)
+        return (together & present).sum() / max(1, present.sum())
 
     def _cell(self, addresses):
         """A number for the cell each address lies in."""

@@ -74,8 +74,8 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
         tracer.func = None
         _check_output(tracer, out, shape, batch)
         again = run(*copies())
-        # decomposed ops round otherwise, so a difference alone says nothing
-        if not _equal(out, again) and not _equal(again, run(*copies())):
+        # decomposed ops round otherwise, which shows in halves: a difference alone says nothing
+        if not _close(out, again) and not _close(again, run(*copies())):
             tracer.refuse(
                 "gave different results for equal codes", "it must keep no state between calls"
             )
@@ -119,8 +119,9 @@ def _check_output(tracer, out, shape, batch):
         )
 
 
-def _equal(a, b):
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+def _close(a, b):
+    """Equal but for the rounding of sums in another order, as some GPU kernels have it."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def _code_nodes(tracer, codes, ranks):
