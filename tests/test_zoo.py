@@ -187,7 +187,7 @@ FRESH = CASES[::6]
 @pytest.mark.parametrize("case", FRESH, ids=str)
 @torch.no_grad()
 def test_fresh_initialisations(case):
-    for seed in range(4):
+    for seed in range(3):
         torch.manual_seed(seed)
         fn = case.build().eval()
         sampler = compile_case(case, fn)

@@ -176,8 +176,9 @@ class Activations(nn.Module):
         lambda x: torch.log1p(x.square()), lambda x: (x * x + 1).sqrt(), lambda x: 1 / (1 + x**2),
         lambda x: (x.pow(2) + 0.5) ** -0.5, lambda x: torch.where(x > 0, x, -0.3 * x),
         lambda x: torch.maximum(x, -x), lambda x: F.threshold(x, 0.1, -0.1),
-        lambda x: (x > 0).float() * x, lambda x: torch.cos(x).floor() + torch.lerp(x, -x, 0.3),
-        lambda x: x.masked_fill(x < 0, 0.5), lambda x: torch.addcmul(x, x, x, value=-0.1),
+        lambda x: (x > 0).float() * x, lambda x: torch.cos(x) + (7 * x).floor(),
+        lambda x: torch.lerp(x, -x, 0.3), lambda x: x.masked_fill(x < 0, 0.5),
+        lambda x: torch.addcmul(x, x, x, value=-0.1),
         lambda x: x.sub(1, alpha=2).neg(), lambda x: torch.rsub(x, 1), lambda x: F.hardshrink(x),
         lambda x: F.softshrink(x, 0.2), lambda x: torch.frac(x), lambda x: torch.exp2(-x.abs()),
     )  # fmt: skip
