@@ -880,3 +880,29 @@ def test_errors_of_the_model_itself_come_through():
     verify(fn)
     with pytest.raises(RuntimeError, match="must match"):
         traced(lambda codes: codes + torch.ones(7, 9))
+
+
+def test_a_condition_network_under_autocast_whoever_runs_the_tape():
+    net = randomised(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)))
+    features = Features()
+
+    def fn(codes, condition):
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            return features(codes)[0] + net(condition)[:, :, None, None]
+
+    one = torch.randn(1, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = verify(fn, condition=one, params=as_parameters(SHAPE))
+        inside = found.tape.run(one)
+    assert torch.equal(inside[0], found.tape.run(one)[0])
+
+
+def test_inside_a_device_context():
+    ranks = ranks_of("raster", SHAPE, False)
+    with torch.device("meta"):
+        found = trace(on_cpu, SHAPE, ranks, levels=LEVELS)
+    check(found, on_cpu, SHAPE, LEVELS)
+
+
+def on_cpu(codes):
+    return F.adaptive_avg_pool2d(F.pad(codes.float(), (1, 1, 1, 1), "reflect"), (4, 3))[:, None]

@@ -8,7 +8,7 @@ from fastgen.sampling.graph import LEAVES
 def _erf(x):
     import torch  # numpy has none
 
-    return torch.erf(torch.as_tensor(np.asarray(x, np.float64))).numpy()
+    return torch.erf(torch.from_numpy(np.array(x, np.float64))).numpy()
 
 
 def _sigmoid(x):

@@ -1,5 +1,6 @@
 """The part of a model that depends on its condition and on no code: recorded once, run per call."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,13 @@ class Tape:
         for slot, tensor in zip(self._inputs, tensors, strict=True):
             fresh = prepared(tensor, self.batch)
             storages[slot] = fresh.untyped_storage()
+        with contextlib.ExitStack() as stack:
+            # the ops are those that an autocast has made, if there was one
+            for device in {tensor.device.type for tensor in tensors}:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return self._run(storages)
+
+    def _run(self, storages):
         last_use = self._last_uses()
         found = [None] * len(self._sources)
         for step, (func, args, kwargs, results) in enumerate(self._steps):

@@ -48,8 +48,9 @@ def trace(fn, shape, order_ranks, *, condition=None, params=None, levels=256, se
 
 
 def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, levels, (batch, *shape), generator=generator)
+    # the device is named here and elsewhere for callers inside `with torch.device(...)`
+    generator = torch.Generator("cpu").manual_seed(seed)
+    codes = torch.randint(0, levels, (batch, *shape), generator=generator, device="cpu")
     codes = codes.to(device_of(fn, condition, None))
     paths, tape = ModulePaths(fn), Tape(batch)
     if isinstance(condition, dict):

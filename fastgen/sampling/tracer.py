@@ -161,7 +161,7 @@ class Tracer(TorchDispatchMode):
             record.kind = CODES
         record.known = record.known or tensor.numel() == count
         if record.shadow is None:
-            record.shadow = torch.zeros(count, dtype=torch.int64)
+            record.shadow = torch.zeros(count, dtype=torch.int64, device="cpu")
         view = record.shadow.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         view.numpy()[...] = np.asarray(addresses).reshape(tensor.shape)
 

@@ -81,7 +81,7 @@ def move(t, a):
             address = int(t.builder.constants(np.float64(0 if value is None else value)))
             arguments[name] = float(address) if dtype == torch.float64 else address
         elif name == "out":
-            arguments[name] = torch.empty(0, dtype=dtype)
+            arguments[name] = torch.empty(0, dtype=dtype, device="cpu")
         else:
             arguments[name] = addresses(value)
     if arguments.get("accumulate") or arguments.get("reduce") is not None:

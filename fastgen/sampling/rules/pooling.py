@@ -41,7 +41,7 @@ def _weighted_sums(t, a):
     spatial = 1 if "1d" in t.func._schema.name else 2
     lead, space = x.shape[:-spatial], x.shape[-spatial:]
     size = math.prod(space)
-    one_each = torch.eye(size, dtype=torch.float64).reshape(size, 1, *space)
+    one_each = torch.eye(size, dtype=torch.float64, device="cpu").reshape(size, 1, *space)
     out = call_by_name(t.func, {**vars(a), "self": one_each})
     weights = out.reshape(size, -1).T.numpy()
     cells = x.reshape(-1, lead[-1], size).swapaxes(1, 2)
