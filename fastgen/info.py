@@ -85,7 +85,7 @@ def _op(stem):
 
 
 def _sampler():
-    from fastgen.sampling.compiling import executors
+    from fastgen.sampling.targets import executors
 
     return [{"executor": name, "available": not why, "why": why} for name, why in executors()]
 

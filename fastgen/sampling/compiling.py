@@ -2,45 +2,35 @@
 
 import contextlib
 import copy
-import math
 import os
 import sys
 import threading
 import time
-import warnings
 import weakref
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from fastgen._backends import forced
-from fastgen._load import EXTENSION, MISSING
 from fastgen.sampling.arguments import (
     check_eval,
     checked_params,
     device_of,
     each_tensor,
-    refuse,
     sliced,
     tensors_of,
 )
 from fastgen.sampling.causality import not_causal_error, violations
-from fastgen.sampling.errors import UnsupportedModelError
-from fastgen.sampling.executors import CpuExecutor, ReferenceExecutor
 from fastgen.sampling.fingerprint import Watch
 from fastgen.sampling.lower import emit, optimize
+from fastgen.sampling.targets import Target
 from fastgen.sampling.trace import trace
+from fastgen.sampling.verify import HALF, check_batches, difference, probe, tolerance, verify
 
-# why the C++ executor cannot run, or None
-_NO_CPU = MISSING
-if EXTENSION is not None and not hasattr(EXTENSION, "SamplerEngine"):
-    _NO_CPU = "the compiled kernels are older than the sampler; run `pip install .` again"
 GROUP = 16  # images that share a pass over the weights
 # Rows of one call of a chained linear: enough to read its weights once, few enough to stay in L1.
 _ROWS = 64
-_HALF = (torch.float16, torch.bfloat16)
+_BATCHED = _ROWS // GROUP
 
 
 class _Lock:
@@ -62,25 +52,6 @@ class _Lock:
 
 
 LOCK = _Lock()
-
-
-@dataclass(frozen=True)
-class Target:
-    """How a program is run."""
-
-    dtype: torch.dtype  # float32, float64, or bfloat16: weights alone, all else in float32
-    backend: str  # "cpu" or "reference"
-    device: torch.device  # where the reference runs
-
-    @property
-    def float_dtype(self) -> torch.dtype:
-        """Of activations, and of the parameters an executor gives."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    def executor(self, program):
-        if self.backend == "reference":
-            return ReferenceExecutor(program, self.dtype, self.device)
-        return CpuExecutor(program, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -142,6 +113,7 @@ class Compiled:
     modules: dict  # path -> weak reference
     watch: Watch
     ops: dict
+    probe: tuple = ()  # codes and values of the tape, to compare executors on
     executors: dict = field(default_factory=dict)  # by chunk, or "pair"
     seconds: float = 0.0
     # relative to max(1, largest value):
@@ -151,14 +123,29 @@ class Compiled:
 
     def executor(self, group: int, pair: bool = False):
         """The one for passes of `group` images, of three; with `pair`, by two threads each."""
-        chunk = 0 if group <= 2 else _ROWS // 4 if group <= 8 else _ROWS // GROUP
+        chunk = 0 if group <= 2 else _ROWS // 4 if group <= 8 else _BATCHED
         key = "pair" if pair else chunk
         if key not in self.executors:
             with LOCK:
                 if key not in self.executors:
-                    program = emit(self.plan, chunk, pair)
-                    self.executors[key] = self.target.executor(program)
+                    made = self.target.executor(emit(self.plan, chunk, pair))
+                    self._compare(made, pair)
+                    self.executors[key] = made
         return self.executors[key]
+
+    def _compare(self, executor, pair):
+        """With the one that was verified; both run the same arithmetic."""
+        verified = self.executors.get(_BATCHED)
+        if verified is None:
+            return
+        codes, conditions = self.probe
+        values = self.parameters_at(executor, codes, conditions, group=1, threads=1 + pair)
+        error = difference(values, self.parameters_at(verified, codes, conditions))
+        if not error <= 1e-5:
+            raise RuntimeError(
+                "fastgen.compile_sampler: two programs of the same model must give the same "
+                f"values, got a difference of {error:.2g}; this is a bug of fastgen, please report"
+            )
 
     def condition_values(self, condition, n: int) -> list[Tensor]:
         """One tensor (n, numel) per source of the tape, which runs once for each distinct
@@ -189,43 +176,50 @@ class Compiled:
 def compile_request(request: Request) -> Compiled:
     began = time.perf_counter()
     exact = _exact(request)
-    codes, condition = _probe(exact)
-    expected = exact.forward(codes, condition)
+    codes, condition, expected = probe(exact)
     traced = exact.trace()
     for path, module in traced.modules.items():
         # a pad, a reshape or a slice of a Sequential made on the fly means nothing by its mode
-        if not any(True for _ in (*module.parameters(False), *module.buffers(False))):
-            continue
-        check_eval(module, f"the module {path or 'fn'}")
+        if any(True for _ in (*module.parameters(False), *module.buffers(False))):
+            check_eval(module, f"the module {path or 'fn'}")
     if violations(traced):
         raise not_causal_error(traced, request.shape, request.order)
-    modules, called = traced.modules, list(traced.modules.values())
-    watched, like = dict.fromkeys(called), None
-    if isinstance(exact.fn, nn.Module):
-        watched |= dict.fromkeys(exact.fn.modules())
-    if exact is not request:  # the copy goes, its original stays
-        original = dict(zip(exact.fn.modules(), request.fn.modules(), strict=True))
-        watched = {module: None for module in watched if module in original}
-        like = [original[module] for module in watched]
-        modules = {path: original.get(module, module) for path, module in modules.items()}
+    half = expected.dtype in HALF or any(leaf.dtype in HALF for leaf in traced.leaves)
+    allowed = tolerance(request.target.dtype, expected.dtype, half)
+    check_batches(exact, codes, condition, expected, allowed)
+    modules, watch = _watched(request, exact, traced)
     compiled = Compiled(
         request.target,
         *expected.shape[1:3],
         optimize(traced),
         traced.tape,
         {path: weakref.ref(module) for path, module in modules.items()},
-        Watch(watched, called, traced.leaves, like),
+        watch,
         traced.ops,
     )
-    half = expected.dtype in _HALF or any(leaf.dtype in _HALF for leaf in traced.leaves)
-    _check_batches(
-        exact, codes, condition, expected, _tolerance(request.target.dtype, expected.dtype, half)
-    )
-    _verify(compiled, codes, condition, expected, half)
+    conditions = compiled.condition_values(condition, len(codes))
+    verify(compiled, codes, conditions, expected, allowed, compiled.executor(GROUP))
+    compiled.probe = codes[:2], [source[:2] for source in conditions]
     if exact is not request:
         compiled.half_error = _half_error(request, codes, condition, expected)
+    elif half:
+        compiled.half_error = compiled.error
     compiled.seconds = time.perf_counter() - began
     return compiled
+
+
+def _watched(request, exact, traced):
+    """(path -> module, Watch): of request's own modules, also where a copy was traced."""
+    modules, called = traced.modules, list(traced.modules.values())
+    watched, like = dict.fromkeys(called), None
+    if isinstance(exact.fn, nn.Module):
+        watched |= dict.fromkeys(exact.fn.modules())
+    if exact is not request:
+        original = dict(zip(exact.fn.modules(), request.fn.modules(), strict=True))
+        watched = {module: None for module in watched if module in original}
+        like = [original[module] for module in watched]
+        modules = {path: original.get(module, module) for path, module in modules.items()}
+    return modules, Watch(watched, called, traced.leaves, like)
 
 
 def _bytes(tensor):
@@ -234,11 +228,11 @@ def _bytes(tensor):
 
 def _half_error(request, codes, condition, expected):
     """Of a half-precision fn beside its float32 copy."""
-    if not any(t.dtype in _HALF for t in request.fn.parameters()):
+    if not any(t.dtype in HALF for t in request.fn.parameters()):
         return None
     if condition is not None:
         condition = each_tensor(condition, lambda t: t.to(request.device))
-    return _difference(expected, request.forward(codes, condition))
+    return difference(expected, request.forward(codes, condition))
 
 
 def _exact(request):
@@ -247,7 +241,7 @@ def _exact(request):
     fn = request.fn
     if not isinstance(fn, nn.Module):
         return request
-    half, away = any(t.dtype in _HALF for t in fn.parameters()), request.device.type != "cpu"
+    half, away = any(t.dtype in HALF for t in fn.parameters()), request.device.type != "cpu"
     if not half and not away:
         return request
     condition = request.condition
@@ -256,145 +250,9 @@ def _exact(request):
     try:
         twin = copy.deepcopy(fn).cpu()
         twin = replace(request, fn=twin.float() if half else twin, condition=condition)
-        twin.forward(*_probe(twin))
+        probe(twin)
     except RuntimeError:
         if away:
             raise
         return request  # it cannot be copied, or casts to half precision itself
     return twin
-
-
-def _probe(request):
-    """(codes, condition) of three images: all levels, the lower half of them, one level."""
-    generator = torch.Generator().manual_seed(987654321)
-    shape, levels = request.shape, request.likelihood.levels
-    codes = [
-        torch.randint(high, shape, generator=generator) for high in (levels, max(levels // 2, 1))
-    ]
-    codes.append(torch.full(shape, levels - 1))
-    condition = request.condition
-    if condition is None:
-        return torch.stack(codes), None
-
-    def rows(example):
-        """The example, then others that must be as valid."""
-        others = [example, example]
-        if example.is_floating_point():
-            noise = torch.randn((2, *example.shape[1:]), generator=generator)
-            others = (example + 0.5 * noise.to(example)).split(1)
-        elif example.dtype != torch.bool:
-            others = [torch.zeros_like(example), example]
-        return torch.cat([example, *others])
-
-    return torch.stack(codes), each_tensor(condition, rows)
-
-
-def _check_batches(request, codes, condition, expected, tolerance):
-    """Each image by itself must have its values in the batch: not if fn decides by the largest
-    code of all, say, which the tracer takes for a check of their range."""
-    try:
-        alone = [
-            request.forward(
-                codes[i : i + 1],
-                None if condition is None else sliced(condition, slice(i, i + 1)),
-            )
-            for i in range(len(codes))
-        ]
-    except Exception:
-        return  # a squeeze that does not expect a batch of one
-    error = _difference(torch.cat(alone), expected)
-    if not error <= tolerance:
-        raise UnsupportedModelError(
-            "fastgen.compile_sampler: fn must give an image the same values in any batch, got "
-            f"values that differ by {error:.2g} of the largest; fn may mix the images of a batch, "
-            "decide by the values of all its codes, or keep a state: compute each image by itself, "
-            "with tensors"
-        )
-
-
-def _verify(compiled, codes, condition, expected, half):
-    """Silent errors of a tracer or a lowering show only on codes other than the traced ones."""
-    target = compiled.target
-    conditions = compiled.condition_values(condition, len(codes))
-    executor = compiled.executor(GROUP)
-    if target.dtype == torch.bfloat16:
-        full = replace(target, dtype=torch.float32).executor(executor.program)
-        rounded = compiled.parameters_at(executor, codes, conditions)
-        executor = full
-    values = compiled.parameters_at(executor, codes, conditions)
-    if target.dtype == torch.bfloat16:
-        compiled.bfloat16_error = _difference(rounded, values)
-    compiled.error = _difference(values, expected)
-    if half:
-        compiled.half_error = compiled.error
-    if not compiled.error <= _tolerance(target.dtype, expected.dtype, half):
-        raise UnsupportedModelError(
-            "fastgen.compile_sampler: the compiled program must equal fn on codes it was not "
-            f"traced with, got values that differ by {compiled.error:.2g} of the largest; fn may "
-            "decide by the values of its codes, mix the images of a batch, or keep a state; "
-            "fastgen.sampling.naive_sample draws from any model, and this one as an example makes "
-            "a good bug report"
-        )
-
-
-def _tolerance(dtype, fn_dtype, half):
-    """Of the difference between the program's values and fn's own: both have errors."""
-    if half:
-        return 0.05
-    return 1e-9 if dtype == fn_dtype == torch.float64 else 2e-4
-
-
-def _difference(values, expected):
-    """Largest difference, relative to max(1, largest value); equal infinities and NaN agree."""
-    values, expected = values.cpu().double(), expected.cpu().double()
-    apart = (values - expected).abs()
-    apart[(values == expected) | (values.isnan() & expected.isnan())] = 0
-    finite = expected[expected.isfinite()]
-    largest = finite.abs().max().item() if finite.numel() else 0.0
-    error = apart.max().item() / max(1.0, largest) if apart.numel() else 0.0
-    return math.inf if math.isnan(error) else error
-
-
-def executors() -> list[tuple[str, str]]:
-    """(name, why it cannot run or ""), the first that can is the one that "auto" takes."""
-    return [
-        ("cuda", "not written yet: models on a GPU are sampled on the CPU"),
-        ("cpu", _NO_CPU or ""),
-        ("reference", ""),
-    ]
-
-
-def chosen_backend(backend: str, dtype: torch.dtype, device: torch.device) -> str:
-    """ "cpu" or "reference"; what stands in for another is said once, aloud.
-
-    Raises:
-        ValueError: an unknown backend, or a dtype it does not have.
-        RuntimeError: a backend that cannot run here.
-    """
-    if backend == "auto" and (name := forced()) is not None:
-        backend = name
-    elif backend == "auto":
-        backend = "cpu" if _NO_CPU is None else "reference"
-        if _NO_CPU is not None:
-            _say_once(f"fastgen.compile_sampler: running the plain PyTorch reference: {_NO_CPU}")
-        elif device.type != "cpu":
-            _say_once(
-                f"fastgen.compile_sampler: there is no executor for {device.type} devices yet; the "
-                "C++ executor draws on the CPU (backend='reference' would run plain PyTorch there)"
-            )
-    if backend in ("cuda", "triton"):
-        raise RuntimeError(
-            f"fastgen.compile_sampler: there is no {backend} executor yet; use backend='auto'"
-        )
-    if backend not in ("cpu", "reference"):
-        refuse("backend", "must be 'auto', 'cpu' or 'reference'", repr(backend), "use 'auto'")
-    if backend == "cpu" and _NO_CPU is not None:
-        raise RuntimeError(f"fastgen.compile_sampler: backend 'cpu' cannot run: {_NO_CPU}")
-    if backend == "reference" and dtype == torch.bfloat16:
-        refuse("dtype", "must be float32 or float64 for the reference", dtype, "use backend='cpu'")
-    return backend
-
-
-@cache
-def _say_once(text):
-    warnings.warn(text, stacklevel=5)

@@ -27,18 +27,11 @@ from fastgen.sampling.arguments import (
     structure,
     unwrapped,
 )
-from fastgen.sampling.compiling import (
-    GROUP,
-    LOCK,
-    Compiled,
-    Request,
-    Target,
-    chosen_backend,
-    compile_request,
-)
+from fastgen.sampling.compiling import GROUP, LOCK, Compiled, Request, compile_request
 from fastgen.sampling.executors import Draw
 from fastgen.sampling.explain import explanation
 from fastgen.sampling.nan import first_nan_module
+from fastgen.sampling.targets import Target, chosen_backend
 
 # Uniform numbers, and bytes of conditions or of parameters, at a time: bounds memory for any n.
 _UNIFORMS = 1 << 19
