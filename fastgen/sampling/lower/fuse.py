@@ -66,11 +66,11 @@ def _fusible(plan, users, node):
         mine = [
             positions_in(producer, other)
             for other, _ in node.operands
-            if producer in plan.producers(other[:1])
+            if producer in plan.producers(other)  # perhaps behind a border of zeros
         ]
         if any(m is None or not np.array_equal(m[0], found[0]) for m in mine):
             continue
-        if any(b for o, b in node.operands if producer in plan.producers(o[:1])):
+        if any(b for o, b in node.operands if producer in plan.producers(o)):
             continue
         if (producer.ready[found[0]] == node.ready).mean() <= _SAME_READY:
             continue
