@@ -210,6 +210,9 @@ OPS = {
     "depthwise": lambda f, g: F.conv2d(
         f, B[:, :9].reshape(12, 1, 3, 3), V.repeat(2), padding=1, groups=6
     ),
+    "many groups": lambda f, g: F.conv2d(
+        torch.cat([f, g], 1), B.flatten()[:72].reshape(18, 2, 1, 2), V.repeat(3), groups=6
+    ),
     "transposed": lambda f, g: F.conv_transpose2d(
         f, B.flatten()[:108].reshape(6, 2, 3, 3), None, stride=2, padding=1, output_padding=1
     ),

@@ -1,4 +1,5 @@
-"""Random chains of ops on small maps: paddings, crops and sums of anything with anything."""
+"""Random chains of ops on small maps: paddings, crops and sums of anything with anything, as graphs
+and as programs."""
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from graph_values import check
 
 from fastgen.sampling.arguments import ranks_of
+from fastgen.sampling.executors import ReferenceExecutor
+from fastgen.sampling.lower import lower
 from fastgen.sampling.trace import trace
 
 LEVELS = 5
@@ -41,6 +44,11 @@ def convolution(x, other, c):
 def transposed(x, other, c):
     weight = c.normal(x.shape[1], c.integer(1, 4), 2, 3)
     return F.conv_transpose2d(x, weight, None, c.integer(1, 2), (0, 1))
+
+
+def depthwise(x, other, c):
+    channels = x.shape[1]
+    return F.conv2d(x, c.normal(channels, 1, 3, 3), c.normal(channels), padding=1, groups=channels)
 
 
 def sliced(x, other, c):
@@ -78,6 +86,7 @@ OPS = [
     convolution,
     convolution,
     transposed,
+    depthwise,
     sliced,
     sliced,
     concatenated,
@@ -103,6 +112,7 @@ OPS = [
     lambda x, other, c: x.cumsum(c.integer(1, 3)),
     lambda x, other, c: F.interpolate(x, scale_factor=2),
     lambda x, other, c: F.avg_pool2d(x, 2, 1),
+    lambda x, other, c: F.max_pool2d(x, 3, 1, 1),
     lambda x, other, c: x.reshape(1, 1, -1, x.shape[3]),
     lambda x, other, c: x.flip(c.integer(1, 3)),
 ]
@@ -137,3 +147,29 @@ def test_a_random_chain(seed):
     fn, shape, order = chain(seed)
     traced = trace(fn, shape, ranks_of(order, shape, False), levels=LEVELS)
     check(traced, fn, shape, LEVELS, tolerance=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_chain_as_a_program(seed):
+    """The chain reads the first `height` rows; one more row, drawn last, gets what it computes."""
+    chained, (colors, height, width), _ = chain(seed + 1000)
+    shape = (colors, height + 1, width)
+    ranks = torch.arange(height + 1)[:, None].expand(-1, width) * width + torch.arange(width)
+    ranks[-1] = height * width
+
+    def fn(codes):
+        values = chained(codes[:, :, :-1]).reshape(1, -1)
+        values = F.pad(values, (0, -values.shape[1] % width)).view(1, -1, 1, 1, width)
+        return F.pad(values, (0, 0, height, 0)).expand(-1, -1, colors, -1, -1)
+
+    traced = trace(fn, shape, ranks_of(ranks, shape, False), levels=LEVELS)
+    codes = torch.from_numpy(Constants(seed).state.randint(0, LEVELS, (1, *shape)))
+    expected = fn(codes)
+    executor = ReferenceExecutor(lower(traced), torch.float64, poison=True)
+    draws = executor.program.draws
+    found = torch.full((1, len(draws.param), expected.shape[1]), torch.nan).double()
+    assert executor.run(codes.flatten(1).contiguous(), params=found) is None
+    index = torch.as_tensor(draws.index[:, 0]).long()
+    values = expected.flatten(2)[0, :, index].T.double()
+    largest = max(1, float(values.abs().max()))
+    torch.testing.assert_close(found[0], values, rtol=0, atol=2e-4 * largest)

@@ -66,13 +66,14 @@ def convolution(t, x, weight, bias, stride, padding, dilation, transposed, extra
     if groups > _FEW_GROUPS and inputs == 1:
         return _depthwise(t, x, weight, bias, stride, padding, dilation, outputs)
     found = []
-    for group in range(groups):
-        own = slice(group * outputs, (group + 1) * outputs)
+    for first in range(0, groups, -(-groups // _FEW_GROUPS)):
+        last = min(groups, first - (-groups // _FEW_GROUPS))
+        own = slice(first * outputs, last * outputs)
         found.append(
             _dense_convolution(
                 t,
-                x[:, group * inputs : (group + 1) * inputs],
-                weight[own],
+                x[:, first * inputs : last * inputs],
+                _block_diagonal(weight[own], last - first),
                 None if bias is None else bias[own],
                 stride,
                 padding,
@@ -82,7 +83,19 @@ def convolution(t, x, weight, bias, stride, padding, dilation, transposed, extra
     return np.concatenate(found, 1)
 
 
-_FEW_GROUPS = 4  # a depthwise convolution of fewer channels is a linear node for each
+# a node for each group, but for so many at most: nodes of few channels cost more than zeros do
+_FEW_GROUPS = 4
+
+
+def _block_diagonal(weight, groups):
+    """One group's weight for a few of them."""
+    outputs, inputs, *kernel = weight.shape
+    own = outputs // groups
+    whole = np.zeros((outputs, groups * inputs, *kernel))
+    for group in range(groups):
+        rows = slice(group * own, (group + 1) * own)
+        whole[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return whole
 
 
 def _depthwise(t, x, weight, bias, stride, padding, dilation, multiplier):
