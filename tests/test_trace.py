@@ -133,6 +133,11 @@ OPS = {
     "clamps": lambda f, g: f.clamp(-0.1, 0.2) + f.clamp(min=0.1) + f.clamp_max(0.1) + f.clip(0, 1),
     "comparisons": lambda f, g: (f > g).float() + (f <= 0.1).float() - (f == g).float(),
     "logic": lambda f, g: ((f > g) & (f > 0) | ~(g > 0)).float() + torch.logical_xor(f > 0, g > 0),
+    "finite or not": lambda f, g: (
+        torch.isinf(1 / f.relu()).float()
+        + torch.isfinite(torch.log(g)).float()
+        + torch.isnan(g.log())
+    ),
     "sums of bools": lambda f, g: ((f > 0) + (g > 0)).float() + (f > 0) + torch.tensor(True),
     "where": lambda f, g: torch.where(f > g, f, g * 2) + torch.where(MAP > 0, f, torch.tensor(0.5)),
     "extremes": lambda f, g: torch.maximum(f, g) + torch.min(f, g * 2),

@@ -70,10 +70,6 @@ class Tracer(TorchDispatchMode):
         record = self._record(tensor)
         return OUTSIDE if record is None else record.kind
 
-    def is_traced(self, value):
-        """Does it depend on a code?"""
-        return isinstance(value, torch.Tensor) and self._class(value) == CODES
-
     def is_constant(self, value):
         return not isinstance(value, torch.Tensor) or self._class(value) == OUTSIDE
 

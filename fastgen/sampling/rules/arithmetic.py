@@ -14,7 +14,7 @@ BINARY = {
     "minimum": lambda x, y: ("minimum", x, y),
     "fmax": lambda x, y: ("maximum", x, y),
     "fmin": lambda x, y: ("minimum", x, y),
-    "pow": lambda x, y: power(x, y),
+    "pow": power,
     "ne": lambda x, y: ("ne", x, y),
     "lt": lambda x, y: ("lt", x, y),
     "le": lambda x, y: ("le", x, y),
