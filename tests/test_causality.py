@@ -15,6 +15,7 @@ from fastgen.sampling.causality import check_causal, not_causal_error, violation
 from fastgen.sampling.dependencies import Dependencies
 from fastgen.sampling.errors import NotCausalError, UnsupportedModelError
 from fastgen.sampling.graph import Graph, Traced
+from fastgen.sampling.perturbation import Probe
 from fastgen.sampling.trace import trace
 
 SHAPE = (1, 6, 7)
@@ -254,8 +255,6 @@ def test_compile_sampler_refuses_all_of_them(build, shape, levels, order):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_proof_and_perturbation_agree(case):
-    from fastgen.sampling.causality import _Call
-
     fn, condition = case.model(), case.conditions(1)
     report = check_causal(
         fn,
@@ -267,7 +266,7 @@ def test_proof_and_perturbation_agree(case):
     )
     assert report.evidence == "proof", report.reason
     assert report.causal, str(report)
-    call = _Call(fn, case.shape, condition, case.params)
+    call = Probe(fn, case.shape, condition, case.params)
     with torch.no_grad():
         seen = call.perturbed(case.likelihood.levels).reshape(report.sees.shape)
     assert not (seen & ~report.sees).any()
