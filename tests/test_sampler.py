@@ -355,6 +355,9 @@ def changes():
     def submodule(model):
         model.head = nn.Conv2d(6, LEVELS, 1).eval()
 
+    def number(model):
+        model.levels = 9
+
     def data_replaced(model):
         model.head.bias.data = torch.arange(5.0)
 
@@ -414,6 +417,8 @@ def test_parameters_of_modules_that_are_not_called_are_watched():
 
 def test_unchanged_weights_are_not_compiled_again():
     fn = net()
+    fn.calls = 0
+    fn.register_forward_hook(lambda *_: setattr(fn, "calls", fn.calls + 1))
     fn.unused = nn.Linear(3, 3)
     fn.seen = torch.zeros(3)  # such as an attention map kept for a picture
     made = compiled(fn)

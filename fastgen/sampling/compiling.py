@@ -21,7 +21,7 @@ from fastgen.sampling.arguments import (
     tensors_of,
 )
 from fastgen.sampling.causality import not_causal_error, violations
-from fastgen.sampling.fingerprint import Watch
+from fastgen.sampling.fingerprint import Watch, settings
 from fastgen.sampling.lower import emit, optimize
 from fastgen.sampling.targets import Target
 from fastgen.sampling.trace import trace
@@ -175,6 +175,7 @@ class Compiled:
 
 def compile_request(request: Request) -> Compiled:
     began = time.perf_counter()
+    before = settings(request.fn.modules()) if isinstance(request.fn, nn.Module) else {}
     exact = _exact(request)
     codes, condition, expected = probe(exact)
     traced = exact.trace()
@@ -187,7 +188,7 @@ def compile_request(request: Request) -> Compiled:
     half = expected.dtype in HALF or any(leaf.dtype in HALF for leaf in traced.leaves)
     allowed = tolerance(request.target.dtype, expected.dtype, half)
     check_batches(exact, codes, condition, expected, allowed)
-    modules, watch = _watched(request, exact, traced)
+    modules, watch = _watched(request, exact, traced, before)
     compiled = Compiled(
         request.target,
         *expected.shape[1:3],
@@ -208,7 +209,7 @@ def compile_request(request: Request) -> Compiled:
     return compiled
 
 
-def _watched(request, exact, traced):
+def _watched(request, exact, traced, before):
     """(path -> module, Watch): of request's own modules, also where a copy was traced."""
     modules, called = traced.modules, list(traced.modules.values())
     watched, like = dict.fromkeys(called), None
@@ -219,7 +220,7 @@ def _watched(request, exact, traced):
         watched = {module: None for module in watched if module in original}
         like = [original[module] for module in watched]
         modules = {path: original.get(module, module) for path, module in modules.items()}
-    return modules, Watch(watched, called, traced.leaves, like)
+    return modules, Watch(watched, called, traced.leaves, like, before)
 
 
 def _bytes(tensor):

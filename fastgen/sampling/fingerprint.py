@@ -5,6 +5,7 @@ convolutions, and whole new tensors may stand where old ones stood.
 """
 
 import hashlib
+import operator
 import weakref
 from collections.abc import Iterable
 
@@ -19,13 +20,16 @@ class Watch:
 
     Watched are every parameter and buffer of the modules that were called, and of all other tensors
     those in `leaves`, whether they hang in a module or nowhere. A tensor that is no leaf, such as
-    an attention map kept for a picture, is not.
+    an attention map kept for a picture, is not. Numbers, flags and strings that are attributes are
+    watched too, but for those that calls themselves change, such as counters.
 
     Args:
         modules: held weakly, so that a watch does not keep a model alive.
         called: those of them that were called.
         leaves: tensors that the program depends on.
         like: for modules that are copies: the modules to look at in their place, in equal order.
+        before: `settings` of the modules to look at from before they were called; without, no
+            number, flag or string is watched.
     """
 
     def __init__(
@@ -34,11 +38,12 @@ class Watch:
         called: Iterable[nn.Module],
         leaves: Iterable[Tensor],
         like: Iterable[nn.Module] | None = None,
+        before: dict | None = None,
     ):
         modules, called = list(modules), set(called)
         missing = {_storage(leaf): leaf for leaf in leaves}
         found = set()
-        # (weak module, its children's ids, whether all its parameters, further places)
+        # (weak module, its children's ids, whether all its parameters, further places, getter)
         self._modules = []
         for module, watched in zip(modules, modules if like is None else like, strict=True):
             places = []
@@ -48,8 +53,9 @@ class Watch:
                     found.add(_storage(tensor))
                     if not own or module not in called:
                         places.append(place)
+            steady = _steady(watched, (before or {}).get(watched, {}))
             self._modules.append(
-                (weakref.ref(watched), _children(watched), module in called, places)
+                (weakref.ref(watched), _children(watched), module in called, places, steady)
             )
         self._others = [_whole(leaf) for key, leaf in missing.items() if key not in found]
         self._last = _Look([])
@@ -59,21 +65,26 @@ class Watch:
         return self._look() != self._content
 
     def _look(self):
-        tensors = []
-        for reference, children, was_called, places in self._modules:
+        tensors, values = [], []
+        for reference, children, was_called, places, steady in self._modules:
             module = reference()
             if module is None or _children(module) != children:
                 return None
             if was_called:
                 tensors += module._parameters.values()
                 tensors += module._buffers.values()
+            if steady is not None:
+                try:
+                    values.append(steady(vars(module)))
+                except KeyError:
+                    return None
             for place in places:
                 tensor = _at(module, place)
                 if not isinstance(tensor, Tensor):
                     return None
                 tensors.append(tensor)
         tensors += self._others
-        return self._hashed([t for t in tensors if t is not None])
+        return values, self._hashed([t for t in tensors if t is not None])
 
     def _hashed(self, tensors):
         """A hash of the tensors and what they are like."""
@@ -137,6 +148,26 @@ def _whole(tensor):
 
 def _children(module):
     return [id(child) for child in module._modules.values()]
+
+
+def settings(modules: Iterable[nn.Module]) -> dict:
+    """Numbers, flags, strings and tuples of them that are attributes: module -> {name: value}."""
+    return {m: {k: v for k, v in vars(m).items() if _is_setting(k, v)} for m in modules}
+
+
+def _is_setting(name, value):
+    if name == "training" or name.startswith("_"):
+        return False
+    if isinstance(value, tuple):
+        return all(v is None or isinstance(v, (bool, int, float, str)) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _steady(module, before):
+    """Gets the settings that are still as they were before from a module's attributes."""
+    now = vars(module)
+    names = [name for name, value in before.items() if name in now and now[name] == value]
+    return operator.itemgetter(*names) if names else None
 
 
 def _tensors(module):
