@@ -313,8 +313,8 @@ def test_memory_is_bounded_by_batches_of_its_own(monkeypatch):
     made = compiled(condition=condition[:1])
     whole = made.sample(50, condition=condition, seed=0)
     sizes = []
-    run = made._run
-    monkeypatch.setattr(made, "_run", lambda *a, **k: sizes.append(len(a[1])) or run(*a, **k))
+    passes = made._passes
+    monkeypatch.setattr(made, "_passes", lambda c, n: sizes.append(n) or passes(c, n))
     monkeypatch.setattr(sampler, "_UNIFORMS", 7 * math.prod(GREY))
     assert torch.equal(made.sample(50, condition=condition, seed=0), whole)
     assert sizes == [7] * 7 + [1]
@@ -472,6 +472,17 @@ def test_wrapped_modules_are_unwrapped():
     codes = compiled(fn).sample(3, seed=0)
     for wrapped in (torch.compile(fn), nn.DataParallel(fn), torch.compile(fn.forward), fn.forward):
         assert torch.equal(compiled(wrapped).sample(3, seed=0), codes)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_distributed_data_parallel_is_unwrapped():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        fn = nn.parallel.DistributedDataParallel(net()).eval()
+        assert torch.equal(compiled(fn).sample(3, seed=0), compiled(PLAIN).sample(3, seed=0))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")

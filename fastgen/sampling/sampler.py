@@ -174,12 +174,13 @@ class Sampler:
         compiled = self._current()
         with Progress("sample", enabled=progress) as bar:
 
-            def report(done, images=None):
+            def report(done):
                 rows = int(done * n * shape[1])
                 figures = {"rows": f"{rows}/{n * shape[1]}"} if len(shape) == 3 else {}
                 bar.update(done, images=int(done * n), **figures)
 
-            for part, conditions in self._batches(compiled, condition, n, batch):
+            limit = _UNIFORMS // (math.prod(shape) * likelihood.uniforms)
+            for part, conditions in self._batches(compiled, condition, n, limit, batch):
                 m = part.stop - part.start
                 if uniforms is None:
                     noise = sampling_uniforms(
@@ -189,9 +190,10 @@ class Sampler:
                     noise = uniforms[part].cpu()
                 noise = noise.double().flatten(2).contiguous()
                 drawn = torch.where(mask[part], known[part], 0).flatten(1).contiguous()
-                wrong = self._run(
-                    compiled,
+                executor, how = self._passes(compiled, m)
+                wrong = executor.run(
                     drawn,
+                    **how,
                     conditions=conditions,
                     draw=Draw(likelihood, noise, temperature, top_k, top_p),
                     known=None if known_mask is None else mask[part].flatten(1).contiguous(),
@@ -214,8 +216,8 @@ class Sampler:
             float32 (float64 for a float64 sampler) (n, K, C or 1, H, W) on `device`: equal to
             ``fn(codes, condition)`` up to rounding.
         """
-        n, compiled = len(codes), self._checked(codes, condition)
-        shape = (n, compiled.parameters, compiled.colors, *self.shape[1:])
+        compiled = self._checked(codes, condition)
+        shape = (len(codes), compiled.parameters, compiled.colors, *self.shape[1:])
         out = torch.empty(shape, dtype=compiled.target.float_dtype, device=self.device)
         for part, values in self._parameters(compiled, codes, condition):
             out[part] = values
@@ -246,42 +248,32 @@ class Sampler:
                     compiled = self._shared.compiled = compile_request(self._request)
         return compiled
 
-    def _batches(self, compiled, condition, n, batch):
-        """(slice, values of the tape) of so many images at a time that memory is bounded."""
-        limit = batch or max(1, _UNIFORMS // (math.prod(self.shape) * self.likelihood.uniforms))
-        if condition is not None and n and batch is None:
+    def _batches(self, compiled, condition, n, limit, batch=None):
+        """(slice, values of the tape) of `batch` images at a time, or by default of at most `limit`
+        and so many that the values take little memory."""
+        if batch is None and condition is not None and n:
             values = compiled.condition_values(sliced(condition, slice(0, 1)), 1)
-            limit = min(limit, max(1, _BYTES // max(1, sum(v.nbytes for v in values))))
-        for start in range(0, n, limit):
-            part = slice(start, min(start + limit, n))
-            m = part.stop - start
+            limit = min(limit, _BYTES // max(1, sum(v.nbytes for v in values)))
+        size = batch or max(1, limit)
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
             one = None if condition is None else sliced(condition, part)
-            yield part, compiled.condition_values(one, m)
+            yield part, compiled.condition_values(one, part.stop - start)
 
-    def _run(self, compiled, codes, **options):
+    def _passes(self, compiled, n):
+        """(executor for n images, the options that say how to run it)"""
         threads = torch.get_num_threads()
-        group = max(1, min(GROUP, -(-len(codes) // threads)))
-        pair = 2 * len(codes) <= threads  # fewer images than would keep the threads busy
-        executor = compiled.executor(group, pair)
-        return executor.run(codes, group=group, threads=threads, **options)
+        group = max(1, min(GROUP, -(-n // threads)))
+        pair = 2 * n <= threads  # fewer images than would keep the threads busy
+        return compiled.executor(group, pair), {"group": group, "threads": threads}
 
     def _parameters(self, compiled, codes, condition):
         """(slice, parameters) of some of the codes at a time."""
-        threads = torch.get_num_threads()
-        size = max(1, _BYTES // (8 * compiled.parameters * math.prod(self.shape)))
-        for part, conditions in self._batches(compiled, condition, len(codes), size):
-            group = max(1, min(GROUP, -(-(part.stop - part.start) // threads)))
-            yield (
-                part,
-                compiled.parameters_at(
-                    compiled.executor(group),
-                    codes[part],
-                    conditions,
-                    group=group,
-                    threads=threads,
-                    tick=lambda done: None,  # lets Ctrl-C through
-                ),
-            )
+        limit = _BYTES // (8 * compiled.parameters * math.prod(self.shape))
+        for part, conditions in self._batches(compiled, condition, len(codes), limit):
+            executor, how = self._passes(compiled, part.stop - part.start)
+            how["tick"] = lambda done: None  # lets Ctrl-C through
+            yield part, compiled.parameters_at(executor, codes[part], conditions, **how)
 
     def _refuse_nan(self, compiled, codes, condition, first, sample, draw):
         """Tells of the NaN met at a draw of a sample; codes (n, C * positions) are drawn up to
