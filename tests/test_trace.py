@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from graph_values import arena_of, check
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from fastgen.models import GatedPixelCNN, PixelCNN
 from fastgen.sampling import graph as graph_module
@@ -673,6 +674,19 @@ def test_transformer_layers():
     assert late(verify(fn, (1, 5))) == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_modules_that_are_compiled_scripted_or_checkpointed():
+    net = randomised(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1)))
+    compiled, scripted = torch.compile(net, backend="eager"), torch.jit.script(net)
+
+    def fn(codes):
+        x = codes.float()
+        y = compiled(x) + scripted(x) + checkpoint(net, x, use_reentrant=False)
+        return (y + torch.func.vmap(lambda x: net(x[None])[0])(x))[:, :, None]
+
+    verify(fn)
+
+
 # conditions
 
 
@@ -821,6 +835,8 @@ REFUSED = {
     "dropout": (lambda codes: F.dropout(codes.float()), "random"),
     "noise": (lambda codes: codes + torch.randn(1), "random"),
     "item": (lambda codes: codes * codes.flatten()[0].item(), "control flow"),
+    "a list": (lambda codes: torch.tensor(codes.flatten().tolist()), "out of torch"),
+    "an array": (lambda codes: torch.from_numpy(codes.numpy() * 2), "out of torch"),
     "largest value": (lambda codes: codes * codes.float().max().item(), "control flow"),
     "branch": (lambda codes: codes if codes.sum() > 3 else -codes, "control flow"),
     "shape": (lambda codes: codes[codes > 2], "control flow|index|depend"),

@@ -52,7 +52,7 @@ class ModulePaths:
         name = self._names[module]
         self._stack.append(name)
         self.modules[name] = module
-        if module.training and isinstance(module, self._REFUSED):
+        if isinstance(module, self._REFUSED) and module.training:
             raise UnsupportedModelError(
                 f"fastgen.compile_sampler: module {name!r} ({type(module).__name__}) is in train "
                 "mode; call .eval() on the model"

@@ -1,6 +1,7 @@
 """Runs a model once and writes down which values it computes from which codes."""
 
 import contextlib
+import sys
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from fastgen.sampling.errors import UnsupportedModelError
 from fastgen.sampling.graph import NEVER, Traced
 from fastgen.sampling.module_paths import ModulePaths
 from fastgen.sampling.tape import Tape, flat_condition, prepared, rebuilt_condition
-from fastgen.sampling.tracer import CONDITION, Tracer
+from fastgen.sampling.tracer import CONDITION, HostReads, Tracer
 
 
 def trace(fn, shape, order_ranks, *, condition=None, params=None, levels=256, seed=0) -> Traced:
@@ -70,7 +71,7 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
     for tensor in tensors:
         tracer.register(tensor, CONDITION).slot = tape.input()
     with _no_fused_layers():
-        with paths, tracer:
+        with paths, HostReads(tracer), tracer:
             out = run(own_codes, tensors)
         tracer.func = None
         _check_output(tracer, out, shape, batch)
@@ -96,11 +97,13 @@ def _traced(fn, shape, ranks, condition, params, levels, seed, batch):
 
 @contextlib.contextmanager
 def _no_fused_layers():
-    """A whole transformer layer, or an attention, would be one opaque op."""
+    """A whole transformer layer, an attention or a compiled module would be one opaque op."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), contextlib.ExitStack() as stack:
+            if "torch._dynamo" in sys.modules:  # modules compiled inside of the model
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fastgen.sampling import rules
@@ -366,6 +367,25 @@ class Tracer(TorchDispatchMode):
             self.func = func
             self.refuse("is not supported", "express it by supported ops, or ask for it")
         return out
+
+
+class HostReads(TorchFunctionMode):
+    """Refuses what takes values out of tensors without an ATen op."""
+
+    _READS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__)
+
+    def __init__(self, tracer):
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self._READS and not self.tracer.is_constant(args[0]):
+            self.tracer.func = f"Tensor.{func.__name__}"
+            self.tracer.refuse(
+                "takes values that depend on codes or condition out of torch",
+                "compute with tensors",
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def _same_storage(out, tensors):
