@@ -145,6 +145,18 @@ def test_one_image_at_a_time_is_the_same_bit_for_bit(case):
 
 
 @every_case
+def test_a_second_thread_changes_no_bit(case):
+    _, sampler = compiled(case)
+    codes, condition = case.codes(1, 6), case.conditions(1, 2)
+    values = sampler.parameters_at(codes, condition=condition)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(sampler.parameters_at(codes, condition=condition), values)
+    finally:
+        torch.set_num_threads(1)
+
+
+@every_case
 @torch.no_grad()
 def test_what_is_known_is_kept_and_seen(case):
     fn, sampler = compiled(case)

@@ -36,6 +36,20 @@ def rebuilt_condition(condition, tensors):
     return tuple(tensors) if isinstance(condition, tuple) else tensors[0]
 
 
+@contextlib.contextmanager
+def _one_thread():
+    """Sums of torch's own ops, a group norm's for one, depend on the number of threads."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Tape:
     """ATen ops on storages. Storages are numbered; views are arithmetic on them, so only ops that
     compute or write are recorded, in-place ones included."""
@@ -90,6 +104,7 @@ class Tape:
             fresh = prepared(tensor, self.batch)
             storages[slot] = fresh.untyped_storage()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_one_thread())
             # the ops are those that an autocast has made, if there was one
             for device in {tensor.device.type for tensor in tensors}:
                 stack.enter_context(torch.autocast(device, enabled=False))
