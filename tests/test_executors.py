@@ -269,9 +269,11 @@ def slow(seconds_at_least=0.4):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_tick_is_told_the_progress_and_may_end_the_run(threads):
-    executor, codes, conditions = slow()
+    executor, codes, conditions = slow(1.0)
     fractions = []
+    start = time.perf_counter()
     executor.run(codes, conditions=conditions, threads=threads, tick=fractions.append)
+    whole = time.perf_counter() - start
     assert len(fractions) >= 2 and fractions == sorted(fractions)
     assert 0 < fractions[-1] < 1
 
@@ -281,7 +283,8 @@ def test_tick_is_told_the_progress_and_may_end_the_run(threads):
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         executor.run(codes, conditions=conditions, threads=threads, tick=tick)
-    assert time.perf_counter() - start < 0.25
+    # 0.1 s on an idle machine; a share of the whole run where others are at work
+    assert time.perf_counter() - start < max(0.25, whole / 2)
 
 
 def test_python_threads_share_an_executor():
