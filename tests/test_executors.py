@@ -269,7 +269,7 @@ def slow(seconds_at_least=0.4):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_tick_is_told_the_progress_and_may_end_the_run(threads):
-    executor, codes, conditions = slow(1.0)
+    executor, codes, conditions = slow(1.5)
     fractions = []
     start = time.perf_counter()
     executor.run(codes, conditions=conditions, threads=threads, tick=fractions.append)
@@ -284,7 +284,7 @@ def test_tick_is_told_the_progress_and_may_end_the_run(threads):
     with pytest.raises(KeyboardInterrupt):
         executor.run(codes, conditions=conditions, threads=threads, tick=tick)
     # 0.1 s on an idle machine; a share of the whole run where others are at work
-    assert time.perf_counter() - start < max(0.25, whole / 2)
+    assert time.perf_counter() - start < max(0.5, whole / 2)
 
 
 def test_python_threads_share_an_executor():
