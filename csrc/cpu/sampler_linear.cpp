@@ -125,30 +125,6 @@ __attribute__((noinline)) void store_gate(const Vec<T>* sums, int64_t rows, int6
   }
 }
 
-template <class T>
-FASTGEN_INLINE void fetch(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 3);
-}
-
-// Lines that are read or written when the products are summed, fetched meanwhile.
-template <class T, int MR, int NV, class W>
-__attribute__((noinline)) void fetch_rows(const Block<T, W>& block, int64_t row) {
-  constexpr int64_t half = (NV + 1) / 2 * kLanes<T>;
-  for (int i = 0; i < MR; ++i) {
-    prefetch_write(block.out[row + i] + block.first, block.shift == 0 ? NV * kLanes<T> : half);
-    if (block.second != nullptr) {
-      T* second = block.second[row + i] + block.first;
-      prefetch_write(second, half);
-      prefetch_write(second + half + block.shift, half);
-    }
-    for (int64_t n = 0; n < block.add_count; ++n) {
-      const T* from = block.adds[n * kChunkRows + row + i] + block.first;
-      fetch(from, half);
-      if (NV > 1) fetch(from + half + block.shift, NV * kLanes<T> - half);
-    }
-  }
-}
-
 template <class T, class W, int MR, int NV>
 FASTGEN_INLINE void add_rows(Tile<T, MR, NV>& tile, const Block<T, W>& block, int64_t row) {
   for (int64_t n = 0; n < block.add_count; ++n) {
@@ -200,7 +176,6 @@ struct Multiply {
   struct Kernel {
     static void run(const Block<T, W>& block, int64_t row) {
       Tile<T, MR, NV> tile;
-      fetch_rows<T, MR, NV>(block, row);
       tile.start(block.bias);
       const W* weights = block.weights;
       for (const TapRun* run = block.runs; run != block.runs + block.run_count; ++run) {
@@ -230,7 +205,6 @@ FASTGEN_INLINE void multiply_row(const Block<T, W>* blocks) {
   const W* weights[NB];
 #pragma GCC unroll 4
   for (int n = 0; n < NB; ++n) {
-    fetch_rows<T, 1, NV>(blocks[n], 0);
     tile[n].start(blocks[n].bias);
     weights[n] = blocks[n].weights;
   }
