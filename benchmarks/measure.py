@@ -89,7 +89,9 @@ def race(
     once = {name: _warmed_up(call, clock) for name, call in contestants.items()}
     turn = max(*once.values(), min(0.02, effort.seconds / 4), _SAMPLE)
     samples: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(max(effort.rounds, round(effort.seconds / turn))):
+    # calls of seconds average over the noise themselves
+    fewest = effort.rounds if turn < 1 else 3
+    for _ in range(max(fewest, round(effort.seconds / turn))):
         for name, call in contestants.items():
             if once[name] < turn / 4:
                 call()  # caches hold the other contestants' data
