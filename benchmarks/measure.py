@@ -187,9 +187,10 @@ def threads_row(steps: dict[str, Callable], effort: Effort, *, goal: float | Non
         "gain": best[ours, 1] / best[ours, many],
         "spread": timings[ours, many].spread,
     }
-    values |= {
-        f"over {name}": best[name, many] / best[ours, many] for name in steps if name != ours
-    }
+    for name in steps:
+        if name != ours:
+            values[f"over {name}"] = best[name, many] / best[ours, many]
+            values[f"of {name}"] = best[ours, many] / best[name, 1]
     return Row(values, {} if goal is None else {"gain": goal}, step=steps[ours])
 
 
