@@ -14,91 +14,42 @@ class Arena:
     """
 
     def __init__(self, plan, rows, entries, queue):
-        with_linear = plan.computed_with()
-        nodes = [n for n in plan.nodes if n.kind in STATIC or n in plan.step] + list(with_linear)
-        self.graph, self.static = plan.graph, [n for n in nodes if n.kind in STATIC]
-        operands = [operand.addresses for part in rows for operand in part.operands]
-        self.width = common_widths(self.graph, nodes, operands)
-        counts = [operand.count for part in rows for operand in part.operands]
-        self.zero_width = top = padded(max([*self.width.values(), *counts], default=1))
+        self.graph = plan.graph
+        beside = plan.computed_with()
+        nodes = [n for n in plan.nodes if n.kind in STATIC or n in plan.step] + list(beside)
+        self.static = [n for n in nodes if n.kind in STATIC]
+        operands = [operand for part in rows for operand in part.operands]
+        self.width = common_widths(self.graph, nodes, [o.addresses for o in operands])
+        widest = max([*self.width.values(), *(o.count for o in operands)], default=1)
+        self.zero_width = top = padded(widest)
         self.slots = {node: np.full(node.npos, -1, np.int64) for node in nodes}
         for node in self.static:
             self.slots[node] = top + np.arange(node.npos) * self.width[node]
             top += node.npos * self.width[node]
-
-        queued = {rows[i].node for i in np.unique(queue[:, 0])}
-        birth = {n: np.full(n.npos, -1, np.int64) for n in nodes if n in plan.step}
-        for sequence in (entries, queue):
-            for at, (instruction, first, count) in enumerate(sequence[:, :3].tolist()):
-                if instruction >= 0:
-                    part = rows[instruction]
-                    birth[part.node][part.positions[first : first + count]] = at
-        for node, (linear, positions) in with_linear.items():
-            birth[node] = birth[linear][positions]
-            queued |= {node} if linear in queued else set()
-        # the last reader of every cell, in the entries and in the queue
-        last_entry = {node: np.full(node.npos, -1, np.int64) for node in self.graph.nodes}
-        last_queued = {node: np.full(node.npos, -1, np.int64) for node in self.graph.nodes}
-
-        def read(addresses, at, last):
-            for node, mask, positions in self.graph.decode(addresses):
-                np.maximum.at(last[node], positions, _along(at, mask)[mask])
-
-        draw_entry = np.flatnonzero(entries[:, 0] < 0)
-        drawn_at = np.repeat(draw_entry[plan.draw_step, None], plan.params.shape[1], 1)
-        read(plan.params, drawn_at, last_entry)
-        for part in rows:
-            at = birth[part.node][part.positions]
-            for operand in part.operands:
-                read(operand.addresses, at, last_queued if part.node in queued else last_entry)
-
-        cells = []
-        for number, node in enumerate(birth):
-            (positions,) = np.nonzero(birth[node] >= 0)
-            cell = np.zeros((len(positions), 7), np.int64)
-            cell[:, 0], cell[:, 1], cell[:, 6] = number, positions, node in queued
-            cell[:, 2], cell[:, 3] = self.width[node], birth[node][positions]
-            cell[:, 4], cell[:, 5] = last_entry[node][positions], last_queued[node][positions]
-            cells.append(cell)
-        cells = np.concatenate(cells) if cells else np.zeros((0, 7), np.int64)
-        cells = cells[np.argsort(cells[:, 3], kind="stable")]
-        # the step of an entry, by which entries and queue wait for each other
-        step = np.searchsorted(draw_entry, np.arange(len(entries)))
         self.needed = np.zeros(plan.steps, np.int32)
+        top = self._place(_Lives(plan, rows, entries, queue, beside), plan, entries, queue, top)
+        self.unread = top  # what is computed besides and nowhere read
+        self.floats = top + self.zero_width
+
+    def _place(self, lives, plan, entries, queue, top):
+        """Slots of the cells that are computed; returns the end of the arena."""
+        cells = lives.cells(self.width)
         if len(queue):
-            first = self._first_entry_reads(rows, entries, birth, queued, plan)
-            for node, at in first.items():
-                some = (at >= 0) & (birth[node] >= 0)
-                np.maximum.at(self.needed, step[at[some]], birth[node][some] + 1)
+            # the step of an entry, by which entries and queue wait for each other
+            step = np.searchsorted(lives.draw_entry, np.arange(len(entries)))
+            for node in lives.queued:
+                read = (lives.first_entry[node] < len(entries)) & (lives.birth[node] >= 0)
+                at = step[lives.first_entry[node][read]]
+                np.maximum.at(self.needed, at, lives.birth[node][read] + 1)
             self.needed = np.maximum.accumulate(self.needed)
             offsets, top = allocate_pair(cells[:, 2:], step, queue[:, 3], self.needed, top)
         else:
             death = np.maximum(cells[:, 4], cells[:, 3])
             offsets, top = allocate(np.stack([cells[:, 3], death, cells[:, 2]], 1), top)
-        owners = list(birth)
-        for number in range(len(owners)):
+        for number, node in enumerate(lives.birth):
             mine = cells[:, 0] == number
-            self.slots[owners[number]][cells[mine, 1]] = offsets[mine]
-        self.unread = top  # what is computed besides and nowhere read
-        self.floats = top + self.zero_width
-
-    def _first_entry_reads(self, rows, entries, birth, queued, plan):
-        """node of the queue -> the first entry that reads each cell, -1 for none."""
-        never = len(entries)
-        first = {node: np.full(node.npos, never, np.int64) for node in queued}
-
-        def read(addresses, at):
-            for node, mask, positions in self.graph.decode(addresses):
-                if node in first:
-                    np.minimum.at(first[node], positions, _along(at, mask)[mask])
-
-        draw_entry = np.flatnonzero(entries[:, 0] < 0)
-        read(plan.params, np.repeat(draw_entry[plan.draw_step, None], plan.params.shape[1], 1))
-        for part in rows:
-            if part.node not in queued:
-                for operand in part.operands:
-                    read(operand.addresses, birth[part.node][part.positions])
-        return {node: np.where(at == never, -1, at) for node, at in first.items()}
+            self.slots[node][cells[mine, 1]] = offsets[mine]
+        return top
 
     def slots_beside(self, node, positions, linear):
         """Where a map that is computed with a linear goes, for the linear's positions."""
@@ -129,6 +80,49 @@ class Arena:
         return place
 
 
-def _along(rows, mask):
-    """One value a row in the shape of a mask (rows, ...)."""
-    return np.broadcast_to(rows.reshape(rows.shape + (1,) * (mask.ndim - rows.ndim)), mask.shape)
+class _Lives:
+    """When every cell is written and read: birth, by the number of the entry or tile that computes
+    it, and the first and last entries and the last tile that read it; -1 for none."""
+
+    def __init__(self, plan, rows, entries, queue, beside):
+        self.queued = {rows[i].node for i in np.unique(queue[:, 0])}
+        self.birth = {n: np.full(n.npos, -1, np.int64) for n in plan.nodes if n in plan.step}
+        for sequence in (entries, queue):
+            for at, (instruction, first, count) in enumerate(sequence[:, :3].tolist()):
+                if instruction >= 0:
+                    part = rows[instruction]
+                    self.birth[part.node][part.positions[first : first + count]] = at
+        for node, (linear, positions) in beside.items():
+            self.birth[node] = self.birth[linear][positions]
+            if linear in self.queued:
+                self.queued.add(node)
+
+        nodes = plan.graph.nodes
+        self.first_entry = {node: np.full(node.npos, len(entries), np.int64) for node in nodes}
+        self.last_entry = {node: np.full(node.npos, -1, np.int64) for node in nodes}
+        self.last_tile = {node: np.full(node.npos, -1, np.int64) for node in nodes}
+        self.draw_entry = np.flatnonzero(entries[:, 0] < 0)
+        reads = [(plan.params, self.draw_entry[plan.draw_step], False)]
+        for part in rows:
+            at = self.birth[part.node][part.positions]
+            reads += [(o.addresses, at, part.node in self.queued) for o in part.operands]
+        for addresses, at, by_queue in reads:
+            plan.note_latest(self.last_tile if by_queue else self.last_entry, addresses, at)
+            if len(queue) and not by_queue:
+                plan.note_earliest(self.first_entry, addresses, at)
+
+    def cells(self, width):
+        """int64 (n, 7), by birth: number of the node in `birth`, position, width, birth, last
+        entry, last tile, whether the queue computes it."""
+        cells = [np.zeros((0, 7), np.int64)]
+        for number, node in enumerate(self.birth):
+            (positions,) = np.nonzero(self.birth[node] >= 0)
+            cell = np.empty((len(positions), 7), np.int64)
+            cell[:, 0], cell[:, 1], cell[:, 2] = number, positions, width[node]
+            cell[:, 3] = self.birth[node][positions]
+            cell[:, 4] = self.last_entry[node][positions]
+            cell[:, 5] = self.last_tile[node][positions]
+            cell[:, 6] = node in self.queued
+            cells.append(cell)
+        cells = np.concatenate(cells)
+        return cells[np.argsort(cells[:, 3], kind="stable")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastgen.sampling.lower.plan import STATIC, Plan
+from fastgen.sampling.lower.plan import STATIC, Plan, along
 
 _TILE = 4  # steps: what becomes ready within them is one tile
 _URGENCY = 8  # steps: tiles are cut where their readers are so far apart
@@ -61,10 +61,8 @@ def _waits(plan, chosen):
             wait = np.zeros(node.npos, np.int32)
             for addresses in node.reads():
                 for producer, mask, positions in plan.graph.decode(addresses):
-                    rows = np.broadcast_to(
-                        np.arange(node.npos).reshape(-1, *[1] * (mask.ndim - 1)), mask.shape
-                    )
-                    np.maximum.at(wait, rows[mask], over[producer][positions])
+                    rows = along(np.arange(node.npos), mask)[mask]
+                    np.maximum.at(wait, rows, over[producer][positions])
             over[node] = wait
         else:
             over[node] = plan.step[node] + 1
@@ -78,12 +76,7 @@ def _deadlines(plan, chosen):
     """The first step whose entries need each cell of `chosen`, directly or through others."""
     deadline = {node: np.full(node.npos, plan.steps, np.int32) for node in plan.graph.nodes}
 
-    def needed(addresses, step):
-        for node, mask, positions in plan.graph.decode(addresses):
-            at = np.broadcast_to(step.reshape(step.shape + (1,) * (mask.ndim - 1)), mask.shape)
-            np.minimum.at(deadline[node], positions, at[mask])
-
-    needed(plan.params, plan.draw_step)
+    plan.note_earliest(deadline, plan.params, plan.draw_step)
     beside = plan.computed_with()
     for node in reversed(plan.nodes):
         if node.kind in STATIC:
@@ -94,7 +87,7 @@ def _deadlines(plan, chosen):
         live = np.flatnonzero(plan.live[node])
         step = deadline[node] if node in chosen else plan.step[node]
         for addresses in node.reads():
-            needed(addresses[live], step[live])
+            plan.note_earliest(deadline, addresses[live], step[live])
     return {node: deadline[node] for node in chosen}
 
 

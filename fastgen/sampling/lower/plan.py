@@ -33,6 +33,16 @@ class Plan:
     gates: dict = field(default_factory=dict)  # linear -> (map, positions)
     sides: dict = field(default_factory=dict)  # linear -> [(map, positions)]
 
+    def note_earliest(self, earliest, addresses, at):
+        """Lowers earliest[node] (npos,) of the cells that rows of addresses read to their `at`."""
+        for node, mask, positions in self.graph.decode(addresses):
+            np.minimum.at(earliest[node], positions, along(at, mask)[mask])
+
+    def note_latest(self, latest, addresses, at):
+        """Raises latest[node] (npos,) likewise."""
+        for node, mask, positions in self.graph.decode(addresses):
+            np.maximum.at(latest[node], positions, along(at, mask)[mask])
+
     def producers(self, addresses) -> list:
         index = np.unique(self.graph.node_index(addresses))
         return [self.graph.nodes[i] for i in index[index >= 0]]
@@ -87,6 +97,11 @@ class Plan:
             for addresses in node.reads():
                 mark(addresses[live[node]])
         self.live = live
+
+
+def along(rows, mask):
+    """One value a row in the shape of a mask (rows, ...)."""
+    return np.broadcast_to(rows.reshape(rows.shape + (1,) * (mask.ndim - rows.ndim)), mask.shape)
 
 
 def begin(traced: Traced) -> Plan:

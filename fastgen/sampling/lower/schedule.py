@@ -20,12 +20,7 @@ def schedule(plan: Plan):
     """Sets plan.step, and that of a gate computed with its linear to the linear's."""
     deadline = {node: np.full(node.npos, plan.steps, np.int32) for node in plan.graph.nodes}
 
-    def needed(addresses, step):
-        for node, mask, positions in plan.graph.decode(addresses):
-            at = np.broadcast_to(step.reshape(step.shape + (1,) * (mask.ndim - 1)), mask.shape)
-            np.minimum.at(deadline[node], positions, at[mask])
-
-    needed(plan.params, plan.draw_step)
+    plan.note_earliest(deadline, plan.params, plan.draw_step)
     plan.step, with_linear = {}, list(plan.computed_with().items())
     for node in reversed(plan.nodes):
         if node.kind in STATIC:
@@ -39,7 +34,7 @@ def schedule(plan: Plan):
         step[live] = _steps(node.ready[live], last)
         plan.step[node] = step
         for addresses in node.reads():
-            needed(addresses[live], step[live])
+            plan.note_earliest(deadline, addresses[live], step[live])
 
 
 def _steps(ready, deadline):
