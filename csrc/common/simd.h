@@ -68,6 +68,16 @@ FASTGEN_INLINE void store_first(Vec<T> v, int count, T* to) {
   for (int i = 0; i < count; ++i) to[i] = v[i];
 }
 
+// All lanes, or the first `left` of them if there are fewer.
+template <class T>
+FASTGEN_INLINE void store_up_to(Vec<T> v, int64_t left, T* to) {
+  if (left >= kLanes<T>) {
+    store_vector<T>(v, to);
+  } else if (left > 0) {
+    store_first<T>(v, static_cast<int>(left), to);
+  }
+}
+
 // Lines of `count` elements into the second-level cache; any address will do.
 template <class T>
 FASTGEN_INLINE void prefetch(const T* from, int64_t count) {

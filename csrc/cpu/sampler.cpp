@@ -69,49 +69,23 @@ void run_lookup(const Instruction& i, const int32_t* slots, const Images<T>& ima
 
 template <class T>
 void run_dot(const Instruction& i, const int32_t* slots, const Images<T>& images) {
-  const int64_t count = i.columns[0].count, whole = count / kLanes<T> * kLanes<T>;
   for (int64_t b = 0; b < images.count; ++b) {
     const T *x = cell(i, images, slots, 0, b), *y = cell(i, images, slots, 1, b);
-    Vec<T> sum = {};
-    for (int64_t k = 0; k < whole; k += kLanes<T>) {
-      sum += load_vector<T>(x + k) * load_vector<T>(y + k);
-    }
-    T total = sum_of_lanes<T>(sum);
-    for (int64_t k = whole; k < count; ++k) total += x[k] * y[k];
-    *result(i, images, slots, b) = total;
+    *result(i, images, slots, b) = dot<T>(x, y, i.columns[0].count);
   }
 }
 
 template <class T>
 void run_mix(const Instruction& i, const int32_t* slots, const Images<T>& images) {
-  constexpr int kAtOnce = 4;
   const int64_t terms = i.column_count / 2;
   for (int64_t b = 0; b < images.count; ++b) {
-    T* out = result(i, images, slots, b);
-    for (int64_t c = 0; c < i.nch; c += kAtOnce * kLanes<T>) {
-      Vec<T> sum[kAtOnce] = {};
-      const int64_t left = i.nch - c;
-      const int vectors = left >= kAtOnce * kLanes<T>
-                              ? kAtOnce
-                              : static_cast<int>((left + kLanes<T> - 1) / kLanes<T>);
-      for (int64_t j = 0; j < terms; ++j) {
-        if (slots[1 + j] < 0) continue;
-        const Vec<T> weight = broadcast<T>(*cell(i, images, slots, j, b));
-        const T* from = cell(i, images, slots, terms + j, b) + c;
-#pragma GCC unroll 4
-        for (int v = 0; v < kAtOnce; ++v) {
-          if (v < vectors) sum[v] += weight * load_vector<T>(from + v * kLanes<T>);
-        }
-      }
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t rest = left - v * kLanes<T>;
-        if (rest >= kLanes<T>) {
-          store_vector<T>(sum[v], out + c + v * kLanes<T>);
-        } else {
-          store_first<T>(sum[v], static_cast<int>(rest), out + c + v * kLanes<T>);
-        }
-      }
-    }
+    const auto weight = [&](int64_t j) {
+      return slots[1 + j] < 0 ? T(0) : *cell(i, images, slots, j, b);
+    };
+    const auto term = [&](int64_t j) -> const T* {
+      return slots[1 + j] < 0 ? nullptr : cell(i, images, slots, terms + j, b);
+    };
+    weighted_sum<T>(terms, weight, term, i.nch, result(i, images, slots, b));
   }
 }
 

@@ -84,15 +84,6 @@ struct Block {
   Epilogue epilogue;
 };
 
-template <class T>
-FASTGEN_INLINE void store_up_to(Vec<T> v, int64_t left, T* to) {
-  if (left >= kLanes<T>) {
-    store_vector<T>(v, to);
-  } else if (left > 0) {
-    store_first<T>(v, static_cast<int>(left), to);
-  }
-}
-
 // Out of line, from memory: inlined into every tile these would be most of the code.
 template <class T, class W>
 __attribute__((noinline)) void store_some(const Vec<T>* sums, int64_t rows, int64_t vectors,

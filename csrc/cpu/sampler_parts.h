@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/half.h"
-#include "common/simd.h"
+#include "common/simd_math.h"
 #include "engine/sampler.h"
 
 namespace fastgen {
@@ -88,6 +88,42 @@ struct Rows {
     }
   }
 };
+
+template <class T>
+FASTGEN_INLINE T dot(const T* x, const T* y, int64_t count) {
+  const int64_t whole = count / kLanes<T> * kLanes<T>;
+  Vec<T> sum = {};
+  for (int64_t k = 0; k < whole; k += kLanes<T>) {
+    sum += load_vector<T>(x + k) * load_vector<T>(y + k);
+  }
+  T total = sum_of_lanes<T>(sum);
+  for (int64_t k = whole; k < count; ++k) total += x[k] * y[k];
+  return total;
+}
+
+// out = sum over j of weight(j) * cell(j)[:channels], a block of channels at a time; where cell(j)
+// is null there is no such term.
+template <class T, class Weight, class Cell>
+FASTGEN_INLINE void weighted_sum(int64_t terms, Weight weight, Cell cell, int64_t channels,
+                                 T* out) {
+  constexpr int kAtOnce = 4;
+  for (int64_t c = 0; c < channels; c += kAtOnce * kLanes<T>) {
+    const int64_t left = channels - c;
+    Vec<T> sum[kAtOnce] = {};
+    for (int64_t j = 0; j < terms; ++j) {
+      const T* from = cell(j);
+      if (from == nullptr) continue;
+      const Vec<T> w = broadcast<T>(weight(j));
+#pragma GCC unroll 4
+      for (int v = 0; v < kAtOnce; ++v) {
+        if (v * kLanes<T> < left) sum[v] += w * load_vector<T>(from + c + v * kLanes<T>);
+      }
+    }
+    for (int v = 0; v < kAtOnce; ++v) {
+      store_up_to<T>(sum[v], left - v * kLanes<T>, out + c + v * kLanes<T>);
+    }
+  }
+}
 
 }  // namespace
 }  // namespace FASTGEN_ISA_NS

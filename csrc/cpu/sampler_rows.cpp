@@ -158,48 +158,6 @@ void run_row_as(const Instruction& i, int64_t first, int64_t count, const Images
   }
 }
 
-// out = sum over j of weights[j] * cells[j], a block of channels at a time.
-template <class T>
-void add_weighted(const T* weights, const Pair* pairs, int64_t count, const T* arena,
-                  int64_t images, int64_t channels, T* out) {
-  constexpr int kAtOnce = 4;
-  for (int64_t c = 0; c < channels; c += kAtOnce * kLanes<T>) {
-    const int64_t left = channels - c;
-    const int vectors = left >= kAtOnce * kLanes<T>
-                            ? kAtOnce
-                            : static_cast<int>((left + kLanes<T> - 1) / kLanes<T>);
-    Vec<T> sum[kAtOnce] = {};
-    for (int64_t j = 0; j < count; ++j) {
-      const T* from = arena + pairs[j].value * images + c;
-      const Vec<T> weight = broadcast<T>(weights[j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kAtOnce; ++v) {
-        if (v < vectors) sum[v] += weight * load_vector<T>(from + v * kLanes<T>);
-      }
-    }
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t rest = left - v * kLanes<T>;
-      if (rest >= kLanes<T>) {
-        store_vector<T>(sum[v], out + c + v * kLanes<T>);
-      } else {
-        store_first<T>(sum[v], static_cast<int>(rest), out + c + v * kLanes<T>);
-      }
-    }
-  }
-}
-
-template <class T>
-FASTGEN_INLINE T dot(const T* x, const T* y, int64_t count) {
-  const int64_t whole = count / kLanes<T> * kLanes<T>;
-  Vec<T> sum = {};
-  for (int64_t k = 0; k < whole; k += kLanes<T>) {
-    sum += load_vector<T>(x + k) * load_vector<T>(y + k);
-  }
-  T total = sum_of_lanes<T>(sum);
-  for (int64_t k = whole; k < count; ++k) total += x[k] * y[k];
-  return total;
-}
-
 template <class T>
 void run_attention_as(const Instruction& i, int64_t first, int64_t count, const Images<T>& images) {
   T* scores = static_cast<T*>(images.scratch->row);
@@ -217,8 +175,11 @@ void run_attention_as(const Instruction& i, int64_t first, int64_t count, const 
       }
       const T sum = exponentials<T>(scores, length, largest<T>(scores, length));
       for (int64_t j = 0; j < length; ++j) scores[j] /= sum;
-      add_weighted<T>(scores, pairs, length, images.arena + b * value.width + value.channel,
-                      images.count, i.nch, images.arena + row[0] * images.count + b * i.width);
+      const T* values = images.arena + b * value.width + value.channel;
+      weighted_sum<T>(
+          length, [&](int64_t j) { return scores[j]; },
+          [&](int64_t j) { return values + pairs[j].value * images.count; }, i.nch,
+          images.arena + row[0] * images.count + b * i.width);
     }
   }
 }
