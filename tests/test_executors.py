@@ -256,7 +256,7 @@ def test_the_first_nan_of_the_first_sample_is_named(kind):
     assert executor.run(codes, conditions=conditions, draw=draw, known=known) is None
 
 
-def slow(seconds_at_least=0.4):
+def slow(seconds_at_least):
     """(executor, arguments of a run that takes a while)"""
     program = everything(9)
     executor = CpuExecutor(program, torch.float64)
@@ -271,20 +271,20 @@ def slow(seconds_at_least=0.4):
 def test_tick_is_told_the_progress_and_may_end_the_run(threads):
     executor, codes, conditions = slow(1.5)
     fractions = []
-    start = time.perf_counter()
     executor.run(codes, conditions=conditions, threads=threads, tick=fractions.append)
-    whole = time.perf_counter() - start
     assert len(fractions) >= 2 and fractions == sorted(fractions)
     assert 0 < fractions[-1] < 1
 
     def tick(fraction):
         raise KeyboardInterrupt
 
-    start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt):
-        executor.run(codes, conditions=conditions, threads=threads, tick=tick)
-    # 0.1 s on an idle machine; a share of the whole run where others are at work
-    assert time.perf_counter() - start < max(0.5, whole / 2)
+    seconds = []
+    for _ in range(5):  # the best of some: others may be at work on this machine
+        start = time.perf_counter()
+        with pytest.raises(KeyboardInterrupt):
+            executor.run(codes, conditions=conditions, threads=threads, tick=tick)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.25
 
 
 def test_python_threads_share_an_executor():

@@ -637,9 +637,9 @@ def test_a_forked_child_samples_too():
 
 
 @each_backend
-def test_ctrl_c_is_answered_at_once(backend):
+def test_ctrl_c_is_answered_within_a_quarter_of_a_second(backend):
     made = compiled(PLAIN, backend=backend)
-    rang = []
+    rang, seconds = [], []
 
     def ring(*_):
         rang.append(time.monotonic())
@@ -647,10 +647,12 @@ def test_ctrl_c_is_answered_at_once(backend):
 
     previous = signal.signal(signal.SIGALRM, ring)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        with pytest.raises(KeyboardInterrupt):
-            made.sample(1_000_000, seed=0)
-        assert time.monotonic() - rang[0] < 1  # of minutes; 0.1 s on an idle machine
+        for _ in range(5):  # the best of some: others may be at work on this machine
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                made.sample(1_000_000, seed=0)
+            seconds.append(time.monotonic() - rang[-1])
+        assert min(seconds) < 0.25
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
