@@ -7,6 +7,9 @@ from fastgen._backends import backends, use_backend
 from fastgen.ops.gated_activation import gated_activation
 from fastgen.ops.gated_masked_conv2d import gated_masked_conv2d
 from fastgen.ops.masked_conv2d import TapPlan, masked_conv2d
+from fastgen.ops.vq_ema_update_ import vq_ema_update_
+from fastgen.ops.vq_nearest import vq_nearest
+from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
 
 _backends.force_from_environment()
 
@@ -22,8 +25,12 @@ __all__ = [
     "gated_masked_conv2d",
     "masked_conv2d",
     "use_backend",
+    "vq_codebook_loss",
+    "vq_ema_update_",
+    "vq_nearest",
+    "vq_quantize",
 ]
-_SUBPACKAGES = ("data", "likelihoods", "models", "nn", "sampling")
+_SUBPACKAGES = ("cluster", "data", "likelihoods", "models", "nn", "sampling")
 _OF_SAMPLING = ("NotCausalError", "UnsupportedModelError", "check_causal", "compile_sampler")
 
 
