@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from fastgen.models import MODELS, GatedPixelCNN, PixelCNN
 from fastgen.nn import MaskedConv2d
 from fastgen.plain import PlainMaskedConv2d, plain_twin
+from fastgen.sampling import naive_sample
 
 LEVELS, CLASSES, MAPS = 5, 4, 2
 GREY, COLOR, SMALL = (1, 5, 4), (3, 3, 4), (3, 2, 2)
@@ -226,6 +227,20 @@ def test_the_network_runs_in_channels_last(kind, shape):
     assert all(x.stride(1) == 1 and x.stride(3) == x.shape[1] for x in inputs)
 
 
+@EACH
+@pytest.mark.parametrize("shape", [GREY, COLOR])
+def test_codes_may_enter_as_learned_vectors(kind, shape):
+    net = model(kind, shape, embedding=4)
+    rank = ranks(shape)
+    seen = dependence(net, shape)
+    assert seen.any() and not (seen & (rank[:, None] >= rank)).any()
+    torch.testing.assert_close(net(codes(shape)), plain_twin(net)(codes(shape)))
+    uniforms = torch.rand(2, 1, *shape)
+    naive = naive_sample(net, shape, net.likelihood, 2, order=net.order, uniforms=uniforms)
+    assert torch.equal(net.sample(2, uniforms=uniforms), naive)
+    assert kind(**net.config).embedding.weight.shape == (LEVELS, 4)
+
+
 def test_learns():
     torch.manual_seed(0)
     x = torch.randint(LEVELS, (8, 1, 1, 1)).expand(8, 1, 4, 4).contiguous()  # constant images
@@ -299,6 +314,7 @@ def test_bad_input_says_what_to_do(kind, options, arguments, error, named):
         (dict(condition_channels=-1), "condition_channels must be a positive int, got -1"),
         (dict(shape=COLOR, channels=64), "channels must be a multiple of . for images of 3"),
         (dict(shape=COLOR, head_channels=64), "head_channels must be a multiple of 3"),
+        (dict(embedding=0), "embedding must be a positive int, got 0"),
         (dict(kernel_size=2), "kernel_size must be odd"),
     ],
 )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.likelihoods import Categorical
+from fastgen.models.image_model import ImageModel
 from fastgen.sampling.sampler import Sampler, compile_sampler
 
 
-class Autoregressive(nn.Module):
+class Autoregressive(ImageModel):
     """p(image | condition) as a product over its codes, one softmax over all levels for each.
 
     A subclass defines ``forward(codes, condition=None) -> logits (B, levels, C, H, W)`` for int64
@@ -32,24 +33,17 @@ class Autoregressive(nn.Module):
     memory_format = torch.channels_last
 
     def __init__(self, shape, levels, classes=None, condition_channels=None):
-        super().__init__()
-        remedy = "an 8-bit grey image has shape (1, H, W) and 256 levels"
-        if not isinstance(shape, (tuple, list)) or len(shape) != 3:
-            self._refuse("shape", "must be (C, H, W)", shape, remedy)
-        for size in shape:
-            self._check_int("shape", size, remedy)
-        self._check_int("levels", levels, remedy)
-        for argument, value in (("classes", classes), ("condition_channels", condition_channels)):
-            if value is not None:
-                self._check_int(argument, value, "leave it out for a model without")
-        self.shape = tuple(shape)
-        self.levels, self.classes, self.condition_channels = levels, classes, condition_channels
+        super().__init__(shape, levels, classes)
+        if condition_channels is not None:
+            remedy = "leave it out for a model without"
+            self._check_int("condition_channels", condition_channels, remedy)
+        self.condition_channels = condition_channels
         self.order = "raster" if self.shape[0] == 1 else "subpixel"
         self.likelihood = Categorical(levels)
 
-    def _configure(self, multiple, *, channels, head_channels, layers, **others):
-        """Checks the sizes, sets `config`, and returns (channels, head_channels) with their
-        defaults; channels are a multiple of `multiple`, head_channels of the colours."""
+    def _configure(self, multiple, *, channels, head_channels, layers, embedding, **others):
+        """Checks the sizes, sets `config` and `embedding`, and returns (channels, head_channels)
+        with their defaults; channels are a multiple of `multiple`, head_channels of the colours."""
         colors = self.shape[0]
         channels = (64 if colors == 1 else 96) if channels is None else channels
         head_channels = 2 * channels if head_channels is None else head_channels
@@ -60,12 +54,17 @@ class Autoregressive(nn.Module):
             self._check_int(name, value, "leave it out for the default")
             self._check_multiple(name, value, divisor)
         self._check_int("layers", layers, "0 leaves the first layer and the head", least=0)
+        self.embedding = None
+        if embedding is not None:
+            self._check_int("embedding", embedding, "leave it out for codes that are brightnesses")
+            self.embedding = nn.Embedding(self.levels, embedding)
         self.config = {
             "shape": list(self.shape),
             "levels": self.levels,
             "channels": channels,
             "layers": layers,
             "head_channels": head_channels,
+            "embedding": embedding,
             "classes": self.classes,
             "condition_channels": self.condition_channels,
             **others,
@@ -145,11 +144,14 @@ class Autoregressive(nn.Module):
         return tuple(parts) if len(parts) > 1 else parts[0] if parts else None
 
     def _inputs(self, codes: Tensor, condition):
-        """Codes as floats in [-1, 1] and the condition, checked, in the parameters' dtype and in
-        `memory_format`."""
+        """Codes as floats in [-1, 1], or as their vectors, colour by colour, and the condition,
+        checked, in the parameters' dtype and in `memory_format`."""
         self._check_codes(codes)
         self._check_condition(condition, len(codes))
-        x = self._placed(codes) * (2 / max(self.levels - 1, 1)) - 1
+        if self.embedding is None:
+            x = self._placed(codes) * (2 / max(self.levels - 1, 1)) - 1
+        else:
+            x = self._placed(self.embedding(codes).movedim(-1, 2).flatten(1, 2))
         if self.condition_channels is None:
             return x, condition
         if self.classes is None:
@@ -164,32 +166,6 @@ class Autoregressive(nn.Module):
     def _logits(self, y: Tensor) -> Tensor:
         """(B, C * levels, H, W), colour by colour, as (B, levels, C, H, W)."""
         return y.unflatten(1, (self.shape[0], self.levels)).transpose(1, 2)
-
-    def _check_int(self, argument, value, remedy, least=1):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            expected = "a positive int" if least == 1 else f"an int >= {least}"
-            self._refuse(argument, f"must be {expected}", value, remedy)
-
-    def _check_multiple(self, argument, value, multiple):
-        if value % multiple:
-            self._refuse(
-                argument,
-                f"must be a multiple of {multiple} for images of {self.shape[0]} colours",
-                value,
-                f"use {max(1, round(value / multiple)) * multiple}",
-            )
-
-    def _refuse(self, argument, expected, got, remedy, error=ValueError):
-        name = type(self).__name__
-        raise error(f"fastgen.models.{name}: {argument} {expected}, got {got}; {remedy}")
-
-    def _check_codes(self, codes):
-        if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
-            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-            self._refuse("codes", "must be an int64 tensor", got, "convert with .long()", TypeError)
-        if codes.dim() != 4 or tuple(codes.shape[1:]) != self.shape:
-            expected = f"must be (B, {', '.join(map(str, self.shape))})"
-            self._refuse("codes", expected, tuple(codes.shape), "or build the model for that shape")
 
     def _check_condition(self, condition, batch):
         """The condition's structure and shapes, without reading its values."""
@@ -240,14 +216,3 @@ class Autoregressive(nn.Module):
         self._check_condition(condition, len(codes))
         self._check_range("codes", "codes", codes, self.levels)
         self._check_labels(condition)
-
-    def _check_range(self, argument, what, values, count):
-        if values.numel():
-            low, high = (int(v) for v in torch.aminmax(values))
-            if low < 0 or high >= count:
-                self._refuse(
-                    argument,
-                    f"must hold {what} in 0 .. {count - 1}",
-                    low if low < 0 else high,
-                    "check the data, or build the model for more",
-                )

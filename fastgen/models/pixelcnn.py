@@ -44,6 +44,8 @@ class PixelCNN(Autoregressive):
         kernel_size: of these blocks.
         first_kernel_size: of the first convolution, which reads the image.
         head_channels: of the two 1x1 layers behind the blocks; default 2 * channels.
+        embedding: values of a learned vector for each level, for codes without an order, such as
+            indices of a codebook; by default a code enters as a number in [-1, 1].
         classes: number of labels; then a condition is int64 labels (B,).
         condition_channels: channels of a condition map (B, condition_channels, H, W); with both,
             a condition is the tuple (labels, map).
@@ -63,22 +65,24 @@ class PixelCNN(Autoregressive):
         kernel_size: int = 3,
         first_kernel_size: int = 7,
         head_channels: int | None = None,
+        embedding: int | None = None,
         classes: int | None = None,
         condition_channels: int | None = None,
         dropout: float = 0.0,
     ):
         super().__init__(shape, levels, classes, condition_channels)
-        colors = self.shape[0]
+        colors, inputs = self.shape[0], self.shape[0] * (embedding or 1)
         channels, head_channels = self._configure(
             2 * colors,
             channels=channels,
             head_channels=head_channels,
             layers=layers,
+            embedding=embedding,
             kernel_size=kernel_size,
             first_kernel_size=first_kernel_size,
             dropout=dropout,
         )
-        self.first = MaskedConv2d(colors, channels, first_kernel_size, "A", colors)
+        self.first = MaskedConv2d(inputs, channels, first_kernel_size, "A", colors)
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, kernel_size, colors, classes, condition_channels, dropout)
             for _ in range(layers)
