@@ -12,6 +12,8 @@ enum class Isa { kDefault, kAvx2, kAvx512 };
 Isa active_isa();
 const char* isa_name(Isa level);
 bool isa_supported(Isa level);
+// Whether the level in force is avx512 on a CPU that also multiplies pairs of bfloat16.
+bool multiplies_bfloat16();
 
 template <class Table>
 const Table& select_kernels(const Table* for_default, const Table* avx2, const Table* avx512) {

@@ -193,6 +193,32 @@ FASTGEN_INLINE T sum_of_lanes(Vec<T> x) {
   return values[0];
 }
 
+template <class T>
+FASTGEN_INLINE T largest_lane(Vec<T> x) {
+  T values[kLanes<T>];
+  store_vector<T>(x, values);
+#pragma GCC unroll 8
+  for (int n = kLanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) values[i] = values[i] > values[i + n] ? values[i] : values[i + n];
+  return values[0];
+}
+
+// Bit i: whether lane i is all ones.
+template <class T>
+FASTGEN_INLINE uint32_t lane_bits(BitVec<T> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask((__m512i)mask);
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask((__m512i)mask);
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps((__m256)mask);
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd((__m256d)mask);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
 }  // namespace
 }  // namespace FASTGEN_ISA_NS
 }  // namespace fastgen

@@ -1,0 +1,116 @@
+// The nearest of a row's few candidates, by the distances themselves.
+#pragma once
+
+#include <limits>
+
+#include "cpu/vq_panels.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA_NS {
+namespace {
+
+// Sums of squares of differences are off by a few units of their own size only, whatever the
+// offset of the data; where two are as close as that, float64 decides, and among equals the index.
+template <class T>
+class Judge {
+ public:
+  Judge(const VqCodes<T>& codes, const T* x) : codes_(&codes), x_(x) {}
+
+  // The kTileVectors codes of one lane of a panel.
+  FASTGEN_INLINE void consider_lane(int64_t first) {
+    const T* codes[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) codes[v] = code(first + v * kLanes<T>);
+    T distance[kTileVectors];
+    distances(codes, distance);
+    for (int v = 0; v < kTileVectors; ++v) decide(first + v * kLanes<T>, distance[v]);
+  }
+
+  void consider(int64_t k) {
+    const T* const codes[1] = {code(k)};
+    T distance[1];
+    distances(codes, distance);
+    decide(k, distance[0]);
+  }
+
+  // Of the nearest; 0 if no code can be chosen.
+  int64_t index() const { return index_ < 0 ? 0 : index_; }
+  // |x - code|^2 times scale^2; NaN if no code can be chosen.
+  T distance() const { return index_ < 0 ? std::numeric_limits<T>::quiet_NaN() : distance_; }
+
+ private:
+  FASTGEN_INLINE const T* code(int64_t k) const { return codes_->given + k * codes_->values; }
+
+  template <int N>
+  FASTGEN_INLINE void distances(const T* const (&codes)[N], T (&out)[N]) const {
+    const T scale = codes_->scale;
+    const int64_t values = codes_->values;
+    Vec<T> sums[N] = {};
+    int64_t d = 0;
+    for (; d + kLanes<T> <= values; d += kLanes<T>) {
+      const Vec<T> row = load_vector<T>(x_ + d);
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        const Vec<T> difference = (row - load_vector<T>(codes[j] + d)) * scale;
+        sums[j] += difference * difference;
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < N; ++j) out[j] = sum_of_lanes<T>(sums[j]);
+    for (; d < values; ++d) {
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) {
+        const T difference = (x_[d] - codes[j][d]) * scale;
+        out[j] += difference * difference;
+      }
+    }
+    if (!codes_->cosine) return;
+    for (int j = 0; j < N; ++j) out[j] = cosine_distance(codes[j], out[j]);
+  }
+
+  // 2 - 2 cosine, which |x - code|^2 is only where both have length 1.
+  T cosine_distance(const T* code, T distance) const {
+    if (dot(x_, x_, codes_->values) == 0) return 2 + dot(code, code, codes_->values) * 0;
+    return dot(code, code, codes_->values) == 0 ? 2 : distance;
+  }
+
+  void decide(int64_t k, T distance) {
+    if (!(distance == distance)) return;  // of a code that is not finite
+    // 4 roundings a value, over the lanes: more than enough
+    const T slack = 4 * static_cast<T>(codes_->values + 8) * std::numeric_limits<T>::epsilon();
+    if (index_ >= 0 && distance > distance_ + slack * distance_) return;
+    if (index_ >= 0 && !(distance < distance_ - slack * distance_) && !is_nearer(k, distance))
+      return;
+    index_ = k;
+    distance_ = distance;
+  }
+
+  bool is_nearer(int64_t k, T distance) const {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      return distance < distance_ || (distance == distance_ && k < index_);
+    } else {
+      const double mine = exact(k), theirs = exact(index_);
+      return mine < theirs || (mine == theirs && k < index_);
+    }
+  }
+
+  double exact(int64_t k) const {
+    const T* c = code(k);
+    if (codes_->cosine && cosine_distance(c, 0) != 0) return cosine_distance(c, 0);
+    double sum = 0;
+    for (int64_t d = 0; d < codes_->values; ++d) {
+      const double difference = (static_cast<double>(x_[d]) - c[d]) * codes_->scale;
+      sum += difference * difference;
+    }
+    return sum;
+  }
+
+  const VqCodes<T>* codes_;
+  const T* x_;
+  int64_t index_ = -1;
+  T distance_ = 0;
+};
+
+}  // namespace
+}  // namespace FASTGEN_ISA_NS
+}  // namespace fastgen

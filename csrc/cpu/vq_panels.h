@@ -1,0 +1,152 @@
+// Packing a codebook into panels for the search.
+#pragma once
+
+#include <limits>
+
+#include "common/pixels.h"
+#include "common/simd_math.h"
+#include "common/tile_gemm.h"
+#include "vq_search.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA_NS {
+namespace {
+
+template <class T>
+FASTGEN_INLINE T absolute(T x) {
+  return x < 0 ? -x : x;
+}
+
+template <class T>
+FASTGEN_INLINE bool is_finite(const T* values, int64_t count) {
+  T probe = 0;  // infinity * 0 is NaN
+  for (int64_t i = 0; i < count; ++i) probe += values[i] * 0;
+  return probe == 0;
+}
+
+// The power of two that brings x to 1/2 .. 1; 1 for 0.
+template <class T>
+FASTGEN_INLINE T reciprocal_power_of_two(T x) {
+  if (!(x > 0)) return 1;
+  int exponent;
+  __builtin_frexp(static_cast<double>(x), &exponent);
+  const int most = std::numeric_limits<T>::max_exponent - 2;  // the reciprocal is finite, too
+  exponent = exponent < -most ? -most : exponent > most ? most : exponent;
+  return static_cast<T>(__builtin_ldexp(1., -exponent));
+}
+
+// Sum of a[i] b[i]: lane by lane, then over the lanes.
+template <class T>
+FASTGEN_INLINE T dot(const T* a, const T* b, int64_t count) {
+  Vec<T> sums{};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>)
+    sums += load_vector<T>(a + i) * load_vector<T>(b + i);
+  T total = sum_of_lanes<T>(sums);
+  for (; i < count; ++i) total += a[i] * b[i];
+  return total;
+}
+
+// x / |x| in place; 0 stays 0. Scaled first: squares of what is tiny or huge leave the range.
+template <class T>
+void normalise(T* x, int64_t values) {
+  T largest = 0;
+  for (int64_t d = 0; d < values; ++d)
+    largest = absolute(x[d]) > largest ? absolute(x[d]) : largest;
+  const T scale = reciprocal_power_of_two(largest);
+  for (int64_t d = 0; d < values; ++d) x[d] *= scale;
+  const double square = dot(x, x, values);
+  const T norm = static_cast<T>(__builtin_sqrt(square));
+  if (norm == 0) return;
+  for (int64_t d = 0; d < values; ++d) x[d] /= norm;
+}
+
+// Distances do not change with the origin, their rounding does; and squares of tiny or huge values
+// would leave the range. Any centre near the codes will do: the mean of at most 1024 of them.
+template <class T>
+void prepare(VqCodes<T>& c) {
+  for (int64_t d = 0; d < c.values; ++d) c.center[d] = 0;
+  c.scale = 1;
+  if (c.cosine) return;
+  const int64_t step = (c.codes + 1023) / 1024;
+  int64_t count = 0;
+  for (int64_t k = 0; k < c.codes; k += step) {
+    const T* code = c.given + k * c.values;
+    if (!is_finite(code, c.values)) continue;
+    ++count;
+    for (int64_t d = 0; d < c.values; ++d) c.center[d] += (code[d] - c.center[d]) / count;
+  }
+  T largest = 0;
+  for (int64_t k = 0; k < c.codes; ++k) {
+    const T* code = c.given + k * c.values;
+    for (int64_t d = 0; d < c.values; ++d) {
+      const T size = absolute(code[d] - c.center[d]);
+      if (size > largest && size <= std::numeric_limits<T>::max()) largest = size;
+    }
+  }
+  c.scale = reciprocal_power_of_two(largest);
+}
+
+// To bfloat16, two to a word, as the instruction wants them.
+inline uint32_t bfloat16_pair(float first, float second) {
+  BFloat16 a, b;
+  store(first, &a);
+  store(second, &b);
+  return a.bits | static_cast<uint32_t>(b.bits) << 16;
+}
+
+template <class T>
+void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
+  constexpr int W = kTileColumns<T>;
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t first = p * W, left = c.codes - first;
+    const int columns = block_vectors<T>(left) * kLanes<T>;
+    const int live = static_cast<int>(left < columns ? left : columns);
+    T* panel = c.panels + first * c.values;
+    transpose<T>(c.given + first * c.values, c.values, panel, columns, live, c.values);
+    double square[W] = {};
+    T probe[W] = {};
+    for (int64_t d = 0; d < c.values; ++d) {
+      T* line = panel + d * columns;
+      for (int i = live; i < columns; ++i) line[i] = 0;
+      for (int i = 0; i < columns; ++i) {
+        probe[i] += line[i] * 0;
+        line[i] = (line[i] - c.center[d]) * c.scale;
+        square[i] += static_cast<double>(line[i]) * line[i];
+      }
+    }
+    for (int i = 0; i < columns; ++i) {
+      const bool can_be_chosen = i < live && probe[i] == 0;
+      // the cosine with 0 is 0: no bias, as for all the others whose |c|^2 is 1
+      const double offset = c.cosine ? 0 : -0.5 * square[i];
+      c.bias[first + i] =
+          can_be_chosen ? static_cast<T>(offset) : -std::numeric_limits<T>::infinity();
+      if (can_be_chosen) continue;
+      for (int64_t d = 0; d < c.values; ++d) panel[d * columns + i] = 0;
+    }
+    if (c.pairs == nullptr) continue;
+    uint32_t* pairs = c.pairs + first * ((c.values + 1) / 2);
+    for (int64_t d = 0; d < c.values; d += 2) {
+      const T* line = panel + d * columns;
+      for (int i = 0; i < columns; ++i) {
+        const float next = d + 1 < c.values ? static_cast<float>(line[columns + i]) : 0.f;
+        *pairs++ = bfloat16_pair(static_cast<float>(line[i]), next);
+      }
+    }
+  }
+}
+
+// From the bias; a little more for what its rounding may hide.
+template <class T>
+void measure(VqCodes<T>& c) {
+  const int64_t columns = (c.codes + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  T least = 0;
+  for (int64_t k = 0; k < columns; ++k) {
+    if (c.bias[k] < least && c.bias[k] >= -std::numeric_limits<T>::max()) least = c.bias[k];
+  }
+  c.longest = c.cosine ? T(1.001) : static_cast<T>(__builtin_sqrt(-2. * least)) * T(1.001);
+}
+
+}  // namespace
+}  // namespace FASTGEN_ISA_NS
+}  // namespace fastgen

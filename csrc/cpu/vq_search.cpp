@@ -1,0 +1,365 @@
+#include "vq_search.h"
+
+#include "cpu/vq_judge.h"
+#include "cpu/vq_panels.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA_NS {
+namespace {
+
+// What is known of a row while panels go by, for each lane: the best score, the panel it stands in,
+// and the best score of any other panel. A lane sees up to kTileVectors codes of a panel; which of
+// them it was is found out at the end: 2 instructions a vector of scores, where an index for each
+// takes 3 and says nothing about near ties.
+template <class T>
+struct Running {
+  T best[kLanes<T>], other[kLanes<T>];
+  LaneMask<T> panel[kLanes<T>];
+};
+
+template <class T>
+struct Panel {
+  const T* columns;
+  const T* bias;
+  int64_t values, number;
+};
+
+template <class T, int MR, int NV>
+FASTGEN_INLINE void keep_best(const Vec<T> (&score)[MR][NV], int64_t panel, Running<T>* running) {
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    Vec<T> top = score[i][0];
+#pragma GCC unroll 4
+    for (int v = 1; v < NV; ++v) top = larger(score[i][v], top);
+    Running<T>& r = running[i];
+    const Vec<T> best = load_vector<T>(r.best);
+    const BitVec<T> number = static_cast<LaneMask<T>>(panel) - BitVec<T>{};
+    const BitVec<T> where = top > best ? number : load_mask<T>(r.panel);
+    store_vector<T>(larger(smaller(best, top), load_vector<T>(r.other)), r.other);
+    store_vector<T>(larger(top, best), r.best);
+    __builtin_memcpy(r.panel, &where, sizeof where);
+  }
+}
+
+template <class T, int MR, int NV>
+FASTGEN_INLINE void score(const T* const* rows, const Panel<T>& panel, Tile<T, MR, NV>& tile) {
+  const T* a[MR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) a[i] = rows[i];
+  tile.start(panel.bias);
+  tile.add(a, 0, 1, panel.columns, NV * kLanes<T>, panel.values);
+}
+
+// First pass over a panel: MR rows by NV vectors of codes.
+template <class T>
+struct Find {
+  template <int MR, int NV>
+  struct Kernel {
+    static void run(const T* const* rows, const Panel<T>& panel, Running<T>* running) {
+      Tile<T, MR, NV> tile;
+      score(rows, panel, tile);
+      keep_best<T, MR, NV>(tile.sum, panel.number, running);
+    }
+  };
+  static constexpr TileTable<Kernel, decltype(&Kernel<1, 1>::run)> kTable{};
+};
+
+// Second pass, for rows with near ties that share a lane: every code whose score reaches `least`.
+template <class T>
+struct Collect {
+  template <int MR, int NV>
+  struct Kernel {
+    static void run(const T* const* rows, const Panel<T>& panel, const T* least, Judge<T>* judges) {
+      Tile<T, MR, NV> tile;
+      score(rows, panel, tile);
+      for (int i = 0; i < MR; ++i) {
+        for (int v = 0; v < NV; ++v) {
+          uint32_t bits = lane_bits<T>(tile.sum[i][v] >= broadcast<T>(least[i]));
+          for (; bits != 0; bits &= bits - 1) {
+            const int64_t lane = __builtin_ctz(bits);
+            judges[i].consider(panel.number * kTileColumns<T> + v * kLanes<T> + lane);
+          }
+        }
+      }
+    }
+  };
+  static constexpr TileTable<Kernel, decltype(&Kernel<1, 1>::run)> kTable{};
+};
+
+// 6 rows make a tile. Centred rows take half the second-level cache at most, beside what they came
+// from and a panel; more rows would only read the panels less often than matters.
+template <class T>
+int64_t block_rows(int64_t values) {
+  const int64_t rows = (192 << 10) / static_cast<int64_t>(sizeof(T)) / values;
+  return rows > 252 ? 252 : rows < 6 ? 6 : rows / 6 * 6;
+}
+
+// The rows of one call of `search`. Rows that are masked or not finite take no part in it.
+template <class T>
+struct Block {
+  const T** given;      // [rows] as they came, in T
+  const T** packed;     // [live] centred and scaled
+  int64_t* row;         // [live] its place among the rows
+  Running<T>* running;  // [live]
+  T* error;             // [live] the most a score may be off
+  Judge<T>* judges;     // [live]
+  T* least;             // [live] of the second pass
+  int64_t* index;       // [rows] -1: masked
+  T* distance;          // [rows] |x - code|^2 of scaled values; NaN: not finite
+  T* copies;            // [rows][values], where x cannot be read in place; then quantized's
+  T* centred;           // [live][values]
+  uint32_t* pairs;      // [live][pairs of values], for the filter
+  int64_t bytes, live;
+
+  Block(void* memory, int64_t rows, int64_t values) : live(0) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
+    uintptr_t next = (start + 63) & ~static_cast<uintptr_t>(63);
+    take(next, rows, given);
+    take(next, rows, packed);
+    take(next, rows, row);
+    take(next, rows, running);
+    take(next, rows, error);
+    take(next, rows, judges);
+    take(next, rows, least);
+    take(next, rows, index);
+    take(next, rows, distance);
+    take(next, rows * values, copies);
+    take(next, rows * values, centred);
+    take(next, rows * ((values + 1) / 2), pairs);
+    bytes = static_cast<int64_t>(next - start) + 64;
+  }
+
+ private:
+  template <class Field>
+  static void take(uintptr_t& next, int64_t count, Field*& field) {
+    field = reinterpret_cast<Field*>(next);
+    next += (count * sizeof(Field) + 63) & ~static_cast<uintptr_t>(63);
+  }
+};
+
+template <class T>
+int64_t scratch_bytes(int64_t rows, int64_t values) {
+  return Block<T>(nullptr, rows, values).bytes + 64;
+}
+
+template <class T, class S>
+void import_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+                 Block<T>& block) {
+  const int64_t values = codes.values;
+  for_each_run(rows.x, begin, end, [&](int64_t offset, int64_t step, int64_t count, int64_t row) {
+    const S* from = static_cast<const S*>(rows.x.data) + offset;
+    const T** given = block.given + (row - begin);
+    if constexpr (std::is_same_v<S, T>) {
+      if (!codes.cosine && (rows.x.value == 1 || values == 1)) {
+        for (int64_t i = 0; i < count; ++i) given[i] = from + i * step;
+        return;
+      }
+    }
+    T* to = block.copies + (row - begin) * values;
+    copy_pixels<T>(from, rows.x.value, step, to, 1, values, values, count);
+    for (int64_t i = 0; i < count; ++i) given[i] = to + i * values;
+  });
+}
+
+// Values further from the codes than 2^50 times their spread are held there: all distances are
+// equal then, up to rounding.
+template <class T>
+FASTGEN_INLINE T center_row(const T* x, const VqCodes<T>& codes, T* to) {
+  const T most = static_cast<T>(uint64_t{1} << 50);
+  Vec<T> squares{}, probe{};
+  int64_t d = 0;
+  for (; d + kLanes<T> <= codes.values; d += kLanes<T>) {
+    const Vec<T> value = load_vector<T>(x + d);
+    Vec<T> v = (value - load_vector<T>(codes.center + d)) * codes.scale;
+    v = larger(smaller(v, broadcast<T>(most)), broadcast<T>(-most));
+    probe += value * T(0);
+    squares += v * v;
+    store_vector<T>(v, to + d);
+  }
+  T square = sum_of_lanes<T>(squares) + sum_of_lanes<T>(probe);
+  for (; d < codes.values; ++d) {
+    T v = (x[d] - codes.center[d]) * codes.scale;
+    v = v > most ? most : v < -most ? -most : v;
+    square += v * v + x[d] * 0;
+    to[d] = v;
+  }
+  return square;  // NaN if a value is not finite
+}
+
+// Of a score x.c - |c|^2 / 2: products, their sum and the bias, each rounded, of values that were
+// rounded when centred. u is the unit roundoff; (1 + u)^n - 1 < 1.01 n u here.
+template <class T>
+FASTGEN_INLINE T score_error(const VqCodes<T>& codes, T norm) {
+  const T u = std::numeric_limits<T>::epsilon() / 2;
+  return T(1.01) * static_cast<T>(codes.values + 8) * u * (norm + codes.longest) * codes.longest;
+}
+
+template <class T>
+void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+                Block<T>& block) {
+  const T infinity = std::numeric_limits<T>::infinity();
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t at = r - begin;
+    block.index[at] = rows.mask == nullptr || rows.mask[r] ? 0 : -1;
+    block.distance[at] = 0;
+    if (block.index[at] < 0) continue;
+    if (codes.cosine && is_finite(block.given[at], codes.values)) {
+      normalise(const_cast<T*>(block.given[at]), codes.values);  // a copy, see import_rows
+    }
+    T* centred = block.centred + block.live * codes.values;
+    const T square = center_row(block.given[at], codes, centred);
+    if (square != square) {
+      block.distance[at] = square;
+      continue;
+    }
+    const int64_t n = block.live++;
+    block.packed[n] = centred;
+    block.row[n] = at;
+    block.error[n] = score_error(codes, static_cast<T>(__builtin_sqrt(square)) * T(1.001));
+    for (int i = 0; i < kLanes<T>; ++i) {
+      block.running[n].best[i] = block.running[n].other[i] = -infinity;
+      block.running[n].panel[i] = 0;
+    }
+  }
+}
+
+// Calls f(panel, vectors) for all panels.
+template <class T, class F>
+FASTGEN_INLINE void for_each_panel(const VqCodes<T>& codes, F f) {
+  for (int64_t k = 0, p = 0; k < codes.codes; k += kTileColumns<T>, ++p) {
+    f(Panel<T>{codes.panels + k * codes.values, codes.bias + k, codes.values, p},
+      block_vectors<T>(codes.codes - k));
+  }
+}
+
+// Judges the lanes that can hold the nearest code; true if another code of such a lane might.
+template <class T>
+bool judge_lanes(const VqCodes<T>& codes, const Running<T>& r, T least, Judge<T>& judge) {
+  const Vec<T> threshold = broadcast<T>(least);
+  uint32_t bits = lane_bits<T>(load_vector<T>(r.best) >= threshold);
+  for (; bits != 0; bits &= bits - 1) {
+    const int lane = __builtin_ctz(bits);
+    const int64_t first = r.panel[lane] * int64_t{kTileColumns<T>} + lane;
+    if (first + (kTileVectors - 1) * kLanes<T> < codes.codes) {
+      judge.consider_lane(first);
+    } else {
+      for (int64_t k = first; k < codes.codes; k += kLanes<T>) judge.consider(k);
+    }
+  }
+  return lane_bits<T>(load_vector<T>(r.other) >= threshold) != 0;
+}
+
+template <class T>
+void find_nearest(const VqCodes<T>& codes, Block<T>& block) {
+  for_each_panel(codes, [&](const Panel<T>& panel, int vectors) {
+    for (int64_t n = 0; n < block.live;) {
+      const int height = next_tile_rows(block.live - n, vectors);
+      Find<T>::kTable.of[vectors][height](block.packed + n, panel, block.running + n);
+      n += height;
+    }
+  });
+  // Rows that need the second pass move to the front.
+  int64_t again = 0;
+  for (int64_t n = 0; n < block.live; ++n) {
+    const int64_t at = block.row[n];
+    const T best = largest_lane<T>(load_vector<T>(block.running[n].best));
+    const T least = best - 2 * block.error[n];
+    Judge<T> judge(codes, block.given[at]);
+    if (judge_lanes(codes, block.running[n], least, judge)) {
+      block.packed[again] = block.packed[n];
+      block.least[again] = least;
+      block.row[again] = at;
+      block.judges[again++] = judge;
+    } else {
+      block.index[at] = judge.index();
+      block.distance[at] = judge.distance();
+    }
+  }
+  if (again == 0) return;
+  for_each_panel(codes, [&](const Panel<T>& panel, int vectors) {
+    for (int64_t n = 0; n < again;) {
+      const int height = next_tile_rows(again - n, vectors);
+      Collect<T>::kTable.of[vectors][height](block.packed + n, panel, block.least + n,
+                                             block.judges + n);
+      n += height;
+    }
+  });
+  for (int64_t n = 0; n < again; ++n) {
+    block.index[block.row[n]] = block.judges[n].index();
+    block.distance[block.row[n]] = block.judges[n].distance();
+  }
+}
+
+template <class T, class S>
+void export_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+                 const Block<T>& block) {
+  const int64_t values = codes.values;
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  const auto write = [&](int64_t at, T* to) {
+    if (block.index[at] < 0 || block.distance[at] != block.distance[at]) {
+      for (int64_t d = 0; d < values; ++d) to[d] = block.index[at] < 0 ? 0 : nan;
+      return;
+    }
+    const T* code = codes.given + block.index[at] * values;
+    for (int64_t d = 0; d < values; ++d) to[d] = code[d];
+  };
+  for_each_run(rows.quantized, begin, end,
+               [&](int64_t offset, int64_t step, int64_t count, int64_t row) {
+                 S* to = static_cast<S*>(rows.quantized.data) + offset;
+                 if constexpr (std::is_same_v<S, T>) {
+                   if (rows.quantized.value == 1 || values == 1) {
+                     for (int64_t i = 0; i < count; ++i) write(row - begin + i, to + i * step);
+                     return;
+                   }
+                 }
+                 T* copies = block.copies + (row - begin) * values;
+                 for (int64_t i = 0; i < count; ++i) write(row - begin + i, copies + i * values);
+                 copy_pixels<T>(copies, 1, values, to, rows.quantized.value, step, values, count);
+               });
+}
+
+template <class T, class S>
+void search_as(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+               void* scratch) {
+  Block<T> block(scratch, end - begin, codes.values);
+  import_rows<T, S>(codes, rows, begin, end, block);
+  admit_rows(codes, rows, begin, end, block);
+  find_nearest(codes, block);
+  const T unscale = 1 / codes.scale, values = static_cast<T>(codes.values);
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t place = r / rows.inner * rows.heads * rows.inner + r % rows.inner;
+    rows.indices[place] = block.index[r - begin];
+    if (rows.commitment == nullptr) continue;
+    rows.commitment[place] = block.distance[r - begin] * unscale * unscale / values;
+  }
+  if (rows.commitment != nullptr) export_rows<T, S>(codes, rows, begin, end, block);
+}
+
+template <class T>
+void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+            void* scratch) {
+  switch (rows.storage) {
+    case kVqFloat32:
+      return search_as<T, float>(codes, rows, begin, end, scratch);
+    case kVqBFloat16:
+      return search_as<T, BFloat16>(codes, rows, begin, end, scratch);
+    case kVqFloat16:
+      return search_as<T, Float16>(codes, rows, begin, end, scratch);
+    default:
+      if constexpr (std::is_same_v<T, double>)
+        search_as<T, double>(codes, rows, begin, end, scratch);
+  }
+}
+
+template <class T>
+constexpr VqSearchKernels<T> kernels() {
+  return {kTileColumns<T>, normalise<T>,  prepare<T>,       pack<T>,
+          measure<T>,      block_rows<T>, scratch_bytes<T>, search<T>};
+}
+
+}  // namespace
+
+const VqKernels vq_search_kernels = {kernels<float>(), kernels<double>()};
+
+}  // namespace FASTGEN_ISA_NS
+}  // namespace fastgen
