@@ -65,6 +65,13 @@ def write_grid(
     write_png(path, grid.repeat(scale, 0).repeat(scale, 1))
 
 
+def paired(first: Tensor, second: Tensor, columns: int) -> Tensor:
+    """Two lists of images (N, C, H, W) as one for a grid of `columns`: rows of the first, each
+    above its row of the second."""
+    pairs = zip(first.split(columns), second.split(columns), strict=True)
+    return torch.cat([row for pair in pairs for row in pair])
+
+
 def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
     """Writes uint8 pixels, (height, width) or (height, width, 3), as PNG, without any library."""
     height, width = pixels.shape[:2]

@@ -9,8 +9,19 @@ weight_decay=..., clip_grad=...)` and has
     step(codes, condition) -> dict[str, Tensor]      one update; the figures, batch means
     evaluate(codes, condition) -> dict[str, Tensor]  the figures, batch means
 
+and, where it trains one part of a model after the other,
+
+    stages: tuple[float, ...]                        their shares of the budget, which add up to 1
+    stage: int                                       written here: the number of the present one
+    can_sample: bool                                 whether samples are worth a picture by now
+
+Each stage has a warm-up and a schedule of its own, and none comes twice: a prolonged training goes
+on with the last. Figures that a stage does not measure are nan in the log. `warnings() ->
+list[str]`, if there, is asked after each row of the log.
+
 Of the model itself it wants `config` (its constructor's arguments), `sample(n, condition, seed=)`
-and, where a sample does not take a forward for each value, `sample_forwards`.
+and, where a sample does not take a forward for each value, `sample_forwards`. Where it has
+`reconstruct(codes) -> codes`, there are pictures of test images above their reconstructions, too.
 
 Every random choice of step k (the images of the batch, dropout) is a function of (seed, k), so
 there is no random state to save, and a run does not depend on when it was interrupted.
@@ -19,11 +30,13 @@ there is no random state to save, and a run does not depend on when it was inter
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +58,8 @@ _GRID_SHARE = 0.1  # most of the time that grids may take, unless their number w
 # what decides the bits of a step, so may not change on resuming
 _FIXED = ("batch_size", "lr", "schedule", "weight_decay", "clip_grad", "seed")
 _SAVED = (*_FIXED, "minutes", "steps", "evaluations", "test_images", "grids")
-_COUNTERS = ("step", "seconds", "train_seconds", "rate", "row", "grid", "test")
+_COUNTERS = ("step", "seconds", "train_seconds", "rate", "row", "grid", "test", "measured")
+_COUNTERS += ("stage", "stage_step")
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,8 @@ def train(
 
     model: one of fastgen.models, or any module as said above.
     data: a fastgen.data.Dataset.
-    out: folder for config.json, model.safetensors, resume.safetensors, log.csv and samples/.
+    out: folder for config.json, model.safetensors, resume.safetensors, log.csv, samples/ and, of
+        autoencoders, reconstructions/.
     minutes: time budget, evaluations included. Give this or steps.
     steps: number of optimiser steps in all.
     batch_size: images per step.
@@ -178,11 +193,13 @@ class _Run:
         options = {name: arguments[name] for name in ("lr", "weight_decay", "clip_grad")}
         self.objective = kind(model, **options)
         self.peak_rates = [group["lr"] for group in self._groups()]
+        self.stage, self.stage_step = 0, 0  # the present one, and the step it began at
         self.order = Order(len(data.train.images), arguments["batch_size"], arguments["seed"])
         self.step, self.seconds, self.train_seconds, self.rate = 0, 0.0, 0.0, 0.0
         # since the last row of the log
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         self.sums = {name: zero.clone() for name in self.objective.figures}
+        self.measured = dict.fromkeys(self.objective.figures, 0)  # how many steps are in each sum
         self.row = {"step": 0, "seconds": 0.0, "train_seconds": 0.0}
         self.grid = dict(self.row)
         self.test: dict[str, float] = {}
@@ -256,14 +273,19 @@ class _Run:
         self.model.load_state_dict(weights)
         for name, optimizer in self.objective.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
+        steps = scalars["step"] - scalars["row"]["step"]
+        # a checkpoint of an earlier fastgen has not counted
+        scalars = {"measured": dict.fromkeys(scalars["sums"], steps)} | scalars
         for name in _COUNTERS:
-            setattr(self, name, scalars[name])
+            setattr(self, name, scalars.get(name, getattr(self, name)))
+        self.objective.stage = self.stage
         for name, value in scalars["sums"].items():
             self.sums[name].fill_(value)
 
     def _take_step(self, done: float) -> None:
         began = time.perf_counter()
-        factor = min(1.0, (self.step + 1) / _WARMUP_STEPS)
+        done = self._enter_stage(done)
+        factor = min(1.0, (self.step - self.stage_step + 1) / _WARMUP_STEPS)
         if self.arguments["schedule"] == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * done))
         for group, rate in zip(self._groups(), self.peak_rates, strict=True):
@@ -274,8 +296,21 @@ class _Run:
         figures = self.objective.step(*self._batch(self.data.train, self.order(self.step)))
         for name, value in figures.items():
             self.sums[name] += value
+            self.measured[name] += 1
         self.step += 1
         self.train_seconds += time.perf_counter() - began
+
+    def _enter_stage(self, done: float) -> float:
+        """The share of the present stage's budget that is used up; first goes over to the stage
+        that `done`, the share of the whole, falls into."""
+        shares = getattr(self.objective, "stages", (1.0,))
+        ends = list(itertools.accumulate(shares))
+        there = sum(done >= end for end in ends[:-1])
+        if there > self.stage:
+            self.stage, self.stage_step = there, self.step
+            self.objective.stage = there
+        begin = ends[self.stage] - shares[self.stage]
+        return min(max((done - begin) / shares[self.stage], 0.0), 1.0)
 
     def _groups(self) -> list[dict]:
         return [g for o in self.objective.optimizers.values() for g in o.param_groups]
@@ -288,17 +323,21 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self, most: int | None) -> dict[str, float]:
-        count = len(self.data.test.images)
         torch.manual_seed(_mix(self.arguments["seed"], self.step, 2))
-        # evenly spaced: files often come sorted by class
-        chosen = torch.linspace(0, count - 1, min(count, most or count)).long()
+        chosen = self._spread(most)
         self.model.eval()
-        sums = dict.fromkeys(self.objective.figures, 0.0)
+        sums: dict[str, float] = {}
         for index in chosen.split(4 * self.order.batch_size):
             figures = self.objective.evaluate(*self._batch(self.data.test, index))
             for name, value in figures.items():
-                sums[name] += value.item() * len(index)
+                sums[name] = sums.get(name, 0.0) + value.item() * len(index)
         return {name: value / len(chosen) for name, value in sums.items()}
+
+    def _spread(self, most: int | None) -> Tensor:
+        """Indices of at most so many test images, evenly spaced: files often come sorted by
+        class."""
+        count = len(self.data.test.images)
+        return torch.linspace(0, count - 1, min(count, most or count)).long()
 
     def _check_finite(self) -> None:
         means = self._means()
@@ -321,11 +360,16 @@ class _Run:
             row |= {"seconds": round(now["seconds"], 3), "lr": self.rate}
             row |= {"train_seconds": round(self.train_seconds, 3)}
             row |= {"images_per_s": round(steps * images / seconds, 1) if seconds else 0.0}
-            row |= {f"train_{k}": v for k, v in self._means().items()}
-            self.log.append(row | {f"test_{k}": v for k, v in test.items()})
+            for split, figures in (("train", self._means()), ("test", test)):
+                names = self.objective.figures
+                row |= {f"{split}_{name}": figures.get(name, math.nan) for name in names}
+            self.log.append(row)
             self.test, self.row = test, now
-            for value in self.sums.values():
+            for name, value in self.sums.items():
                 value.zero_()
+                self.measured[name] = 0
+        for text in getattr(self.objective, "warnings", list)():
+            warnings.warn(text, stacklevel=2)
 
     def _write_grid(self, bar: Progress) -> None:
         from fastgen import figures
@@ -343,12 +387,20 @@ class _Run:
                     )
                 self.grid = self._now()
                 return
-        labels = torch.arange(count, device=self.device) // 8 % classes if classes else None
-        samples = self.model.sample(count, labels, seed=self.arguments["seed"])
+        pictures = {}
+        if getattr(self.objective, "can_sample", True):
+            labels = torch.arange(count, device=self.device) // 8 % classes if classes else None
+            samples = self.model.sample(count, labels, seed=self.arguments["seed"])
+            pictures["samples"] = samples
+        if hasattr(self.model, "reconstruct"):
+            self.model.eval()
+            shown = self._batch(self.data.test, self._spread(count // 2))[0]
+            pictures["reconstructions"] = figures.paired(shown, self.model.reconstruct(shown), 8)
         with self.interrupts.held():
-            path = self.out / "samples" / f"step-{self.step:07}.png"
-            path.parent.mkdir(exist_ok=True)
-            figures.write_grid(path, samples, levels=self.data.levels, columns=8)
+            for name, images in pictures.items():
+                path = self.out / name / f"step-{self.step:07}.png"
+                path.parent.mkdir(exist_ok=True)
+                figures.write_grid(path, images, levels=self.data.levels, columns=8)
             self.grid = self._now()
 
     @torch.no_grad()
@@ -382,13 +434,13 @@ class _Run:
         return int(min(done, 1.0) * times) > int(min(self._done(last), 1.0) * times)
 
     def _means(self) -> dict[str, float]:
-        steps = max(self.step - self.row["step"], 1)
-        return {name: value.item() / steps for name, value in self.sums.items()}
+        """Of the figures that have been measured since the last row of the log."""
+        steps = self.measured.items()
+        return {name: self.sums[name].item() / count for name, count in steps if count}
 
     def _shown(self) -> dict[str, float]:
-        train = self._means() if self.step > self.row["step"] else {}
-        last = self.objective.figures[-1]  # of the test one is enough on a line
-        return train | ({f"test_{last}": self.test[last]} if self.test else {})
+        last = list(self.test.items())[-1:]  # of the test one is enough on a line
+        return self._means() | {f"test_{name}": value for name, value in last}
 
     def _columns(self) -> list[str]:
         names = list(self.objective.figures)
