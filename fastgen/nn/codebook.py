@@ -30,10 +30,10 @@ class Codebook(nn.Module):
         beta: weight of the commitment.
         ema: codes are moving averages (a buffer); else trained by gradient (a parameter).
         decay: of the moving averages, in [0, 1].
-        revive_below: a code that is chosen less than this times the equal share (rows / K, by the
-            moving average) is dead, and becomes a random row of the batch with the average of an
-            equal share. Then a new codebook also starts as rows of its first batch, where it
-            starts as uniform in +-1 / K otherwise. 0 never; 0.1 is a good value.
+        revive_below: a code chosen less than this times the equal share (rows / K, both moving
+            averages) is dead, and becomes a random row of the batch, with an equal share. A new
+            codebook is spread over its first batch then: each code becomes the mean of the rows
+            that choose it or, if these are too few, a random row. 0: never; 0.1 is a good value.
         device, dtype: of the codes.
 
     Shapes: z float, with D values along `dim`, (B, D, H, W) for the default; quantized like z;
