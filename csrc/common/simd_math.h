@@ -193,6 +193,27 @@ FASTGEN_INLINE T sum_of_lanes(Vec<T> x) {
   return values[0];
 }
 
+// The sums of several vectors at once take fewer shuffles.
+template <class T, int N>
+FASTGEN_INLINE void sums_of_lanes(const Vec<T> (&x)[N], T (&out)[N]) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && N == 4) {
+    __m256 half[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      half[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)x[i]),
+                              _mm512_extractf32x8_ps((__m512)x[i], 1));
+    }
+    const __m256 pairs =
+        _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+    return;
+  }
+#endif
+#pragma GCC unroll 4
+  for (int i = 0; i < N; ++i) out[i] = sum_of_lanes<T>(x[i]);
+}
+
 template <class T>
 FASTGEN_INLINE T largest_lane(Vec<T> x) {
   T values[kLanes<T>];

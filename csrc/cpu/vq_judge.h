@@ -23,7 +23,33 @@ class Judge {
     for (int v = 0; v < kTileVectors; ++v) codes[v] = code(first + v * kLanes<T>);
     T distance[kTileVectors];
     distances(codes, distance);
+    // Without branches that depend on which it is; near ties, or codes that are not finite, are
+    // few.
+    T least = distance[0];
+    int which = 0;
+#pragma GCC unroll 4
+    for (int v = 1; v < kTileVectors; ++v) {
+      which = distance[v] < least ? v : which;
+      least = distance[v] < least ? distance[v] : least;
+    }
+    int near = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) near += !(distance[v] > least + slack() * least);
+    if (near == 1) {
+      decide(first + which * kLanes<T>, least);
+      return;
+    }
     for (int v = 0; v < kTileVectors; ++v) decide(first + v * kLanes<T>, distance[v]);
+  }
+
+  FASTGEN_INLINE void prefetch_lane(int64_t first) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) {
+      const T* from = code(first + v * kLanes<T>);
+      for (int64_t d = 0; d < codes_->values && d < 128; d += 64 / sizeof(T)) {
+        __builtin_prefetch(from + d, 0, 3);
+      }
+    }
   }
 
   void consider(int64_t k) {
@@ -55,8 +81,7 @@ class Judge {
         sums[j] += difference * difference;
       }
     }
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) out[j] = sum_of_lanes<T>(sums[j]);
+    sums_of_lanes<T, N>(sums, out);
     for (; d < values; ++d) {
 #pragma GCC unroll 4
       for (int j = 0; j < N; ++j) {
@@ -76,13 +101,16 @@ class Judge {
 
   void decide(int64_t k, T distance) {
     if (!(distance == distance)) return;  // of a code that is not finite
-    // 4 roundings a value, over the lanes: more than enough
-    const T slack = 4 * static_cast<T>(codes_->values + 8) * std::numeric_limits<T>::epsilon();
-    if (index_ >= 0 && distance > distance_ + slack * distance_) return;
-    if (index_ >= 0 && !(distance < distance_ - slack * distance_) && !is_nearer(k, distance))
-      return;
+    const T margin = slack() * distance_;
+    if (index_ >= 0 && distance > distance_ + margin) return;
+    if (index_ >= 0 && !(distance < distance_ - margin) && !is_nearer(k, distance)) return;
     index_ = k;
     distance_ = distance;
+  }
+
+  // Relative: 4 roundings a value are more than enough.
+  FASTGEN_INLINE T slack() const {
+    return 4 * static_cast<T>(codes_->values + 8) * std::numeric_limits<T>::epsilon();
   }
 
   bool is_nearer(int64_t k, T distance) const {

@@ -87,12 +87,19 @@ void prepare(VqCodes<T>& c) {
   c.scale = reciprocal_power_of_two(largest);
 }
 
-// To bfloat16, two to a word, as the instruction wants them.
-inline uint32_t bfloat16_pair(float first, float second) {
+// Two bfloat16 to a word, as the instruction wants them.
+FASTGEN_INLINE uint32_t bfloat16_pair(float first, float second) {
   BFloat16 a, b;
   store(first, &a);
   store(second, &b);
   return a.bits | static_cast<uint32_t>(b.bits) << 16;
+}
+
+FASTGEN_INLINE int64_t pairs_of(int64_t values) { return (values + 1) / 2; }
+
+inline void pack_pairs(const float* x, int64_t values, uint32_t* pairs) {
+  for (int64_t d = 0; d + 1 < values; d += 2) pairs[d / 2] = bfloat16_pair(x[d], x[d + 1]);
+  if (values % 2 != 0) pairs[values / 2] = bfloat16_pair(x[values - 1], 0);
 }
 
 template <class T>
@@ -125,7 +132,7 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
       for (int64_t d = 0; d < c.values; ++d) panel[d * columns + i] = 0;
     }
     if (c.pairs == nullptr) continue;
-    uint32_t* pairs = c.pairs + first * ((c.values + 1) / 2);
+    uint32_t* pairs = c.pairs + first * pairs_of(c.values);
     for (int64_t d = 0; d < c.values; d += 2) {
       const T* line = panel + d * columns;
       for (int i = 0; i < columns; ++i) {

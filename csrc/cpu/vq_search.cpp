@@ -1,45 +1,13 @@
 #include "vq_search.h"
 
+#include "cpu/vq_filter.h"
 #include "cpu/vq_judge.h"
 #include "cpu/vq_panels.h"
+#include "cpu/vq_running.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA_NS {
 namespace {
-
-// What is known of a row while panels go by, for each lane: the best score, the panel it stands in,
-// and the best score of any other panel. A lane sees up to kTileVectors codes of a panel; which of
-// them it was is found out at the end: 2 instructions a vector of scores, where an index for each
-// takes 3 and says nothing about near ties.
-template <class T>
-struct Running {
-  T best[kLanes<T>], other[kLanes<T>];
-  LaneMask<T> panel[kLanes<T>];
-};
-
-template <class T>
-struct Panel {
-  const T* columns;
-  const T* bias;
-  int64_t values, number;
-};
-
-template <class T, int MR, int NV>
-FASTGEN_INLINE void keep_best(const Vec<T> (&score)[MR][NV], int64_t panel, Running<T>* running) {
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    Vec<T> top = score[i][0];
-#pragma GCC unroll 4
-    for (int v = 1; v < NV; ++v) top = larger(score[i][v], top);
-    Running<T>& r = running[i];
-    const Vec<T> best = load_vector<T>(r.best);
-    const BitVec<T> number = static_cast<LaneMask<T>>(panel) - BitVec<T>{};
-    const BitVec<T> where = top > best ? number : load_mask<T>(r.panel);
-    store_vector<T>(larger(smaller(best, top), load_vector<T>(r.other)), r.other);
-    store_vector<T>(larger(top, best), r.best);
-    __builtin_memcpy(r.panel, &where, sizeof where);
-  }
-}
 
 template <class T, int MR, int NV>
 FASTGEN_INLINE void score(const T* const* rows, const Panel<T>& panel, Tile<T, MR, NV>& tile) {
@@ -103,7 +71,8 @@ struct Block {
   Running<T>* running;  // [live]
   T* error;             // [live] the most a score may be off
   Judge<T>* judges;     // [live]
-  T* least;             // [live] of the second pass
+  T* least;             // [live] the least score that can be the nearest's
+  int64_t* lane;        // [live] see clear_lane
   int64_t* index;       // [rows] -1: masked
   T* distance;          // [rows] |x - code|^2 of scaled values; NaN: not finite
   T* copies;            // [rows][values], where x cannot be read in place; then quantized's
@@ -121,11 +90,12 @@ struct Block {
     take(next, rows, error);
     take(next, rows, judges);
     take(next, rows, least);
+    take(next, rows, lane);
     take(next, rows, index);
     take(next, rows, distance);
     take(next, rows * values, copies);
     take(next, rows * values, centred);
-    take(next, rows * ((values + 1) / 2), pairs);
+    take(next, rows * pairs_of(values), pairs);
     bytes = static_cast<int64_t>(next - start) + 64;
   }
 
@@ -161,29 +131,38 @@ void import_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, 
   });
 }
 
-// Values further from the codes than 2^50 times their spread are held there: all distances are
-// equal then, up to rounding.
+constexpr int64_t kRowsAhead = 8;
+template <class T>
+constexpr T kFar = static_cast<T>(uint64_t{1} << 63);
+
+// to = (x - center) * scale; returns its square, which is infinite or NaN if a value is.
 template <class T>
 FASTGEN_INLINE T center_row(const T* x, const VqCodes<T>& codes, T* to) {
-  const T most = static_cast<T>(uint64_t{1} << 50);
-  Vec<T> squares{}, probe{};
+  Vec<T> squares{};
   int64_t d = 0;
   for (; d + kLanes<T> <= codes.values; d += kLanes<T>) {
-    const Vec<T> value = load_vector<T>(x + d);
-    Vec<T> v = (value - load_vector<T>(codes.center + d)) * codes.scale;
-    v = larger(smaller(v, broadcast<T>(most)), broadcast<T>(-most));
-    probe += value * T(0);
+    const Vec<T> v = (load_vector<T>(x + d) - load_vector<T>(codes.center + d)) * codes.scale;
     squares += v * v;
     store_vector<T>(v, to + d);
   }
-  T square = sum_of_lanes<T>(squares) + sum_of_lanes<T>(probe);
+  T square = sum_of_lanes<T>(squares);
   for (; d < codes.values; ++d) {
-    T v = (x[d] - codes.center[d]) * codes.scale;
-    v = v > most ? most : v < -most ? -most : v;
-    square += v * v + x[d] * 0;
-    to[d] = v;
+    to[d] = (x[d] - codes.center[d]) * codes.scale;
+    square += to[d] * to[d];
   }
-  return square;  // NaN if a value is not finite
+  return square;
+}
+
+// Values further from the codes than 2^40 times their spread are held there, or their squares would
+// leave the range: all distances are equal then, up to rounding.
+template <class T>
+T hold_far_row(const T* x, const VqCodes<T>& codes, T* to) {
+  if (!is_finite(x, codes.values)) return std::numeric_limits<T>::quiet_NaN();
+  constexpr T most = static_cast<T>(uint64_t{1} << 40);
+  for (int64_t d = 0; d < codes.values; ++d) {
+    to[d] = to[d] > most ? most : to[d] < -most ? -most : to[d] == to[d] ? to[d] : 0;
+  }
+  return dot(to, to, codes.values);
 }
 
 // Of a score x.c - |c|^2 / 2: products, their sum and the bias, each rounded, of values that were
@@ -207,7 +186,9 @@ void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, i
       normalise(const_cast<T*>(block.given[at]), codes.values);  // a copy, see import_rows
     }
     T* centred = block.centred + block.live * codes.values;
-    const T square = center_row(block.given[at], codes, centred);
+    if (at + kRowsAhead < end - begin) prefetch(block.given[at + kRowsAhead], codes.values);
+    T square = center_row(block.given[at], codes, centred);
+    if (!(square < kFar<T>)) square = hold_far_row(block.given[at], codes, centred);
     if (square != square) {
       block.distance[at] = square;
       continue;
@@ -215,11 +196,16 @@ void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, i
     const int64_t n = block.live++;
     block.packed[n] = centred;
     block.row[n] = at;
-    block.error[n] = score_error(codes, static_cast<T>(__builtin_sqrt(square)) * T(1.001));
-    for (int i = 0; i < kLanes<T>; ++i) {
-      block.running[n].best[i] = block.running[n].other[i] = -infinity;
-      block.running[n].panel[i] = 0;
+    const T norm = static_cast<T>(__builtin_sqrt(square)) * T(1.001);
+    block.error[n] = score_error(codes, norm);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (codes.pairs != nullptr) {
+        block.error[n] = 2 * block.error[n] + kFilterError * norm * codes.longest;
+        pack_pairs(centred, codes.values, block.pairs + n * pairs_of(codes.values));
+      }
     }
+    store_vector<T>(broadcast<T>(-infinity), block.running[n].best);
+    store_vector<T>(broadcast<T>(-infinity), block.running[n].other);
   }
 }
 
@@ -240,13 +226,24 @@ bool judge_lanes(const VqCodes<T>& codes, const Running<T>& r, T least, Judge<T>
   for (; bits != 0; bits &= bits - 1) {
     const int lane = __builtin_ctz(bits);
     const int64_t first = r.panel[lane] * int64_t{kTileColumns<T>} + lane;
-    if (first + (kTileVectors - 1) * kLanes<T> < codes.codes) {
-      judge.consider_lane(first);
-    } else {
-      for (int64_t k = first; k < codes.codes; k += kLanes<T>) judge.consider(k);
+    for (int64_t k = first; k < first + kTileColumns<T> && k < codes.codes; k += kLanes<T>) {
+      judge.consider(k);
     }
   }
   return lane_bits<T>(load_vector<T>(r.other) >= threshold) != 0;
+}
+
+// The first code of the one lane that can hold the nearest, if there is one such lane, in a whole
+// panel, and no other of its codes can; else -1.
+template <class T>
+FASTGEN_INLINE int64_t clear_lane(const VqCodes<T>& codes, const Running<T>& r, T least) {
+  const Vec<T> threshold = broadcast<T>(least);
+  const uint32_t best = lane_bits<T>(load_vector<T>(r.best) >= threshold);
+  const uint32_t other = lane_bits<T>(load_vector<T>(r.other) >= threshold);
+  const int lane = __builtin_ctz(best | 1u << 31);
+  if (other != 0 || (best & (best - 1)) != 0 || best == 0) return -1;
+  const int64_t first = r.panel[lane] * int64_t{kTileColumns<T>} + lane;
+  return first + (kTileVectors - 1) * kLanes<T> < codes.codes ? first : -1;
 }
 
 template <class T>
@@ -254,26 +251,42 @@ void find_nearest(const VqCodes<T>& codes, Block<T>& block) {
   for_each_panel(codes, [&](const Panel<T>& panel, int vectors) {
     for (int64_t n = 0; n < block.live;) {
       const int height = next_tile_rows(block.live - n, vectors);
+      if constexpr (sizeof(T) == sizeof(float)) {
+        if (codes.pairs != nullptr) {
+          const int64_t pairs = pairs_of(codes.values);
+          filter(block.pairs + n * pairs, pairs, codes, panel.number, vectors, height,
+                 block.running + n);
+          n += height;
+          continue;
+        }
+      }
       Find<T>::kTable.of[vectors][height](block.packed + n, panel, block.running + n);
       n += height;
     }
   });
+  // Two loops, so that the codes to look at are on their way before they are needed.
+  for (int64_t n = 0; n < block.live; ++n) {
+    const Running<T>& running = block.running[n];
+    block.least[n] = largest_lane<T>(load_vector<T>(running.best)) - 2 * block.error[n];
+    block.lane[n] = clear_lane(codes, running, block.least[n]);
+    if (block.lane[n] >= 0) Judge<T>(codes, nullptr).prefetch_lane(block.lane[n]);
+  }
   // Rows that need the second pass move to the front.
   int64_t again = 0;
   for (int64_t n = 0; n < block.live; ++n) {
     const int64_t at = block.row[n];
-    const T best = largest_lane<T>(load_vector<T>(block.running[n].best));
-    const T least = best - 2 * block.error[n];
     Judge<T> judge(codes, block.given[at]);
-    if (judge_lanes(codes, block.running[n], least, judge)) {
+    if (block.lane[n] >= 0) {
+      judge.consider_lane(block.lane[n]);
+    } else if (judge_lanes(codes, block.running[n], block.least[n], judge)) {
       block.packed[again] = block.packed[n];
-      block.least[again] = least;
+      block.least[again] = block.least[n];
       block.row[again] = at;
       block.judges[again++] = judge;
-    } else {
-      block.index[at] = judge.index();
-      block.distance[at] = judge.distance();
+      continue;
     }
+    block.index[at] = judge.index();
+    block.distance[at] = judge.distance();
   }
   if (again == 0) return;
   for_each_panel(codes, [&](const Panel<T>& panel, int vectors) {
