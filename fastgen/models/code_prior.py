@@ -29,8 +29,8 @@ class CodePrior(nn.Module):
         num_codes: int,
         *,
         upper_codes: int | None = None,
-        channels: int = 64,
-        layers: int = 6,
+        channels: int = 48,
+        layers: int = 5,
         dropout: float = 0.0,
         classes: int | None = None,
     ):
