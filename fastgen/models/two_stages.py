@@ -78,10 +78,13 @@ class AutoencoderThenPriors:
         clamped = (y.detach().clamp(-1, 1) - x).square().flatten(1).mean(1)
         # of a range of 2; 1e-10 of its square more, so that a perfect image has 100 dB
         psnr = -10 * torch.log10(clamped / 4 + 1e-10).mean()
-        figures = {"mse": mse, "psnr": psnr}
+        return mse + loss, {"mse": mse, "psnr": psnr} | self._codebook_figures()
+
+    def _codebook_figures(self) -> dict[str, Tensor]:
+        figures: dict[str, Tensor] = {}
         for names, codebook in zip(self._of_codebooks, self.model.codebooks, strict=True):
             figures |= zip(names, (codebook.usage, codebook.perplexity), strict=True)
-        return mse + loss, figures
+        return figures
 
     def _coding(self, codes: Tensor, condition) -> tuple[Tensor, dict[str, Tensor]]:
         """(the loss, the figures) of the second stage."""
