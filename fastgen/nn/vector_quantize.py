@@ -11,6 +11,7 @@ from fastgen.nn.code_losses import code_cross_entropy, orthogonal_loss
 from fastgen.nn.code_usage import CodeUsage
 from fastgen.nn.moving_codebook import MovingCodebook
 from fastgen.nn.vq_inputs import check_indices, feature_axis, row_mask
+from fastgen.ops._snapshot import snapshot
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
 
 LossBreakdown = namedtuple(
@@ -361,14 +362,14 @@ class VectorQuantize(CodeUsage, nn.Module):
         loss = found.commitment.sum() / kept
         if self.learnable_codebook and not frozen:
             embed = self._codebook.embed
-            codes = (embed if self.separate_codebook_per_head else embed[0]).clone()
+            codes = snapshot(embed if self.separate_codebook_per_head else embed[0])
             own = vq_codebook_loss(codes, found)
             loss = loss + (own - own.detach())  # the same value, with the codes' gradient
         return loss
 
     def _cross_entropy(self, rows, dim, mask, indices):
         embed = self._codebook.embed
-        codes = (embed if self.separate_codebook_per_head else embed[0]).clone()
+        codes = snapshot(embed if self.separate_codebook_per_head else embed[0])
         if self._splits:
             indices = (indices if self.heads > 1 else indices.unsqueeze(-1)).movedim(-1, dim - 1)
         shape = [*rows.shape[:dim], *rows.shape[dim + 1 :]]
@@ -396,7 +397,7 @@ class VectorQuantize(CodeUsage, nn.Module):
                 if self.orthogonal_reg_active_codes_only:
                     counts = self.counts.view(-1, self.codebook_size)
                 # a copy: the next forward may write into the codes before this one's backward
-                codes = self._codebook.embed.clone()
+                codes = snapshot(self._codebook.embed)
                 orthogonal = orthogonal_loss(codes, counts, self.orthogonal_reg_max_codes)
                 loss = loss + orthogonal * self.orthogonal_reg_weight
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():

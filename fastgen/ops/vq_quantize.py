@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastgen import _backends
 from fastgen.ops import _codebooks
+from fastgen.ops._snapshot import snapshot
 from fastgen.reference import vq_quantize as reference
 
 
@@ -101,7 +102,10 @@ def vq_quantize(
     axis = _codebooks.checked_rows("vq_quantize", x, codebook, dim)
     if mask is not None:
         _check_mask(mask, x, axis, codebook.dim() == 3)
-    out = torch.ops.fastgen.vq_quantize(x, codebook.detach(), axis, mask, rotation)
+    codes = codebook.detach()
+    if torch.compiler.is_compiling():  # which would put off the copy for backward until then
+        codes = snapshot(codes)
+    out = torch.ops.fastgen.vq_quantize(x, codes, axis, mask, rotation)
     return Quantized(*out)
 
 
