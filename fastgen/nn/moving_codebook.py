@@ -133,7 +133,7 @@ class MovingCodebook(nn.Module):
             state = self.embed, self.cluster_size, self.embed_avg
             vq_ema_update_(*state, counts, sums, decay=self.decay, eps=self.eps)
             if self.use_cosine_sim:
-                self.embed.copy_(self.transform_input(self.embed))
+                self._set_seen_(self.transform_input(self.embed), counts)
         else:
             self._track_(counts, sums, weight)
             if ema_update and not self.manual_ema_update:
@@ -150,10 +150,13 @@ class MovingCodebook(nn.Module):
             total = size.sum(-1, keepdim=True)
             smoothed = (size + self.eps) / (total + self.codebook_size * self.eps) * total
             embed = self.transform_input(self.embed_avg.double() / smoothed.unsqueeze(-1))
-            if counts is not None:
-                seen = counts.sum(-1, keepdim=True).unsqueeze(-1) > 0
-                embed = torch.where(seen, embed, self.embed.double())
-            self.embed.copy_(embed)
+            counts = torch.ones_like(size) if counts is None else counts
+            self._set_seen_(embed, counts)
+
+    def _set_seen_(self, embed, counts):
+        """Of heads that saw no row, not a bit changes."""
+        seen = (counts.sum(-1, keepdim=True) > 0).unsqueeze(-1)
+        self.embed.copy_(torch.where(seen, embed.to(self.embed), self.embed))
 
     def _track_(self, counts, sums, weight):
         """The moving averages alone; `weight` (K,) or (G, K) scales the step of each code, or is
