@@ -645,12 +645,14 @@ def test_deterministic_sums_are_those_of_the_fast_ones_up_to_rounding():
             torch.testing.assert_close(layer.state_dict()[name], value, rtol=1e-6, atol=1e-7)
 
 
-def test_deterministic_sums_do_not_depend_on_the_order_of_rows():
-    x = rows(200, 8) * torch.logspace(-4, 4, 200)[:, None]
-    layer = VectorQuantize(**PLAIN, deterministic=True)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_sums_do_not_depend_on_the_order_of_rows(deterministic):
+    x = rows(200, 8, dtype=torch.float64) * torch.logspace(-8, 8, 200)[:, None]
+    layer = VectorQuantize(**PLAIN, deterministic=deterministic).double()
     twin = copy.deepcopy(layer)
     layer(x), twin(x.flip(0))
-    assert_unchanged(layer, twin.state_dict())
+    # the data tells the two apart
+    assert torch.equal(layer._codebook.embed_avg, twin._codebook.embed_avg) == deterministic
 
 
 # --- bad input ---
