@@ -147,7 +147,7 @@ def train(
     schedule: cosine falls to zero at the end of the budget, constant stays.
     weight_decay: AdamW's, decoupled.
     clip_grad: largest gradient norm; 0 leaves gradients alone.
-    seed: of the order of images and of dropout.
+    seed: of the order of images and of what is random in a step, such as dropout.
     device: cpu, cuda, ...; default is the GPU if there is one.
     resume: go on with the checkpoint in out; with steps, the same bits as without interruption.
     data_arguments: how the data was loaded; kept in config.json, where the command line looks

@@ -180,6 +180,6 @@ class QuantizedAutoencoder(ImageModel):
                 "shape",
                 f"must have a height and width divisible by {side}, for downsample {downsample}",
                 self.shape,
-                "resize the images, or choose another downsample",
+                "resize the images (--size), or choose another downsample",
             )
         return downsample.bit_length() - 1
