@@ -10,6 +10,7 @@ from fastgen.nn import vq_options
 from fastgen.nn.code_losses import code_cross_entropy, orthogonal_loss
 from fastgen.nn.code_usage import CodeUsage
 from fastgen.nn.moving_codebook import MovingCodebook
+from fastgen.nn.vq_heads import Heads
 from fastgen.nn.vq_inputs import check_indices, feature_axis, row_mask
 from fastgen.ops._snapshot import snapshot
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
@@ -124,40 +125,14 @@ class VectorQuantize(CodeUsage, nn.Module):
         given = locals()
         vq_options.refuse_others(type(self).__name__, vq_options.VECTOR_QUANTIZE, given)
         super().__init__()
-        for name in ("dim", "codebook_size", "heads", "kmeans_iters", "codebook_dim"):
-            value = given[name]
-            if not (name == "codebook_dim" and value is None) and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 1
-            ):
-                self._refuse(name, "must be a positive int", repr(value), "give a size")
-        if not 0 <= decay <= 1:
-            self._refuse("decay", "must be in [0, 1]", decay, "0.8 to 0.99 are usual")
-        if not eps > 0:
-            self._refuse("eps", "must be positive", eps, "1e-5 is usual")
+        vq_options.check_vector_quantize(type(self).__name__, given)
         ema_update = True if ema_update is None else ema_update
         learnable_codebook = bool(learnable_codebook)
-        if learnable_codebook and ema_update:
-            self._refuse(
-                "learnable_codebook",
-                "must have ema_update=False beside it",
-                f"ema_update={ema_update}",
-                "a code follows its gradient or its average",
-            )
-        if learnable_codebook and use_cosine_sim:
-            self._refuse(
-                "learnable_codebook",
-                "must be False with use_cosine_sim",
-                True,
-                "a gradient step leaves the unit sphere",
-            )
-        if accept_image_fmap and accept_3d_fmap:
-            self._refuse(
-                "accept_3d_fmap", "must be False with accept_image_fmap", True, "choose one"
-            )
 
         codebook_dim = dim if codebook_dim is None else codebook_dim
         self.dim, self.heads, self.codebook_size = dim, heads, codebook_size
         self.separate_codebook_per_head = separate_codebook_per_head
+        self._heads = Heads(heads, separate_codebook_per_head and heads > 1)
         self.has_projections = codebook_dim * heads != dim
         self.project_in = self.project_out = nn.Identity()
         if self.has_projections:
@@ -183,7 +158,7 @@ class VectorQuantize(CodeUsage, nn.Module):
         self._codebook = MovingCodebook(
             codebook_dim,
             codebook_size,
-            heads=heads if separate_codebook_per_head else None,
+            heads=heads if self._heads.separate else None,
             decay=decay,
             eps=eps,
             kmeans_init=kmeans_init,
@@ -253,7 +228,7 @@ class VectorQuantize(CodeUsage, nn.Module):
         codebook = self._codebook
 
         rows, dim = self._rows(x, axis)
-        live = self._mask_of_rows(mask, dim)
+        live = self._heads.mask_of_rows(mask, dim)
         if codebook.needs_start():
             if not moves:
                 state = "frozen" if self.training else "in eval mode"
@@ -268,7 +243,7 @@ class VectorQuantize(CodeUsage, nn.Module):
             rows, codebook.codes, dim=dim, mask=live, rotation=bool(self.rotation_trick)
         )
         counts = found.counts
-        chosen = self._indices_of(found.indices, dim)
+        chosen = self._heads.indices_of_rows(found.indices, dim)
 
         # all of these before the codes move
         quantized = self._routed(x, found, dim)
@@ -301,29 +276,8 @@ class VectorQuantize(CodeUsage, nn.Module):
         if self.has_projections:
             # back to x's dtype under autocast: the lookup is exact in what it is given
             rows = self.project_in(x.movedim(axis, -1)).to(x.dtype).movedim(-1, axis)
-        dim = axis
-        if self.heads > 1:
-            rows, dim = rows.unflatten(axis, (self.heads, -1)), axis + 1
-        elif self.separate_codebook_per_head:
-            rows, dim = rows.unsqueeze(axis), axis + 1
+        rows, dim = self._heads.split(rows, axis)
         return self._codebook.transform_input(rows, dim), dim
-
-    @property
-    def _splits(self):
-        return self.heads > 1 or self.separate_codebook_per_head
-
-    def _mask_of_rows(self, mask, dim):
-        if mask is None or not self._splits or self.separate_codebook_per_head:
-            return mask
-        shape = [*mask.shape]
-        shape.insert(dim - 1, self.heads)
-        return mask.unsqueeze(dim - 1).expand(shape)
-
-    def _indices_of(self, indices, dim):
-        """Indices of rows with the heads as the last axis; a single head has none."""
-        if self.heads > 1:
-            return indices.movedim(dim - 1, -1)
-        return indices.squeeze(dim - 1) if self._splits else indices
 
     # --- what comes out ---
 
@@ -334,15 +288,12 @@ class VectorQuantize(CodeUsage, nn.Module):
         quantized = found.quantized.detach()
         if not self._codebook.learnable_codebook:
             return quantized
-        if self.separate_codebook_per_head:
-            codes = self._codebook.decode(found.indices.movedim(dim - 1, -1))
-            codes = codes.movedim((-2, -1), (dim - 1, dim))
-        else:
-            codes = self._codebook.decode(found.indices).movedim(-1, dim)
+        codes = self._codebook.decode(self._heads.indices_of_rows(found.indices, dim))
+        codes = self._heads.codes_of_rows(codes, dim)
         return codes + (quantized - codes).detach()
 
     def _output(self, quantized, x, dim, axis, mask):
-        quantized = (quantized.flatten(axis, dim) if self._splits else quantized).to(x.dtype)
+        quantized = self._heads.joined(quantized, dim).to(x.dtype)
         if self.has_projections:
             quantized = self.project_out(quantized.movedim(axis, -1)).movedim(-1, axis)
         if mask is None or (self.return_zeros_for_masked_padding and not self.has_projections):
@@ -361,30 +312,32 @@ class VectorQuantize(CodeUsage, nn.Module):
             kept = (found.indices >= 0).sum().clamp(min=1)
         loss = found.commitment.sum() / kept
         if self.learnable_codebook and not frozen:
-            embed = self._codebook.embed
-            codes = snapshot(embed if self.separate_codebook_per_head else embed[0])
-            own = vq_codebook_loss(codes, found)
+            own = vq_codebook_loss(self._trained_codes(), found)
             loss = loss + (own - own.detach())  # the same value, with the codes' gradient
         return loss
 
     def _cross_entropy(self, rows, dim, mask, indices):
-        embed = self._codebook.embed
-        codes = snapshot(embed if self.separate_codebook_per_head else embed[0])
-        if self._splits:
-            indices = (indices if self.heads > 1 else indices.unsqueeze(-1)).movedim(-1, dim - 1)
-        shape = [*rows.shape[:dim], *rows.shape[dim + 1 :]]
-        if list(indices.shape) != shape or indices.dtype != torch.int64:
+        check_indices(type(self).__name__, indices, self.codebook_size)
+        expected = self._heads.indices_of_rows(rows.select(dim, 0), dim).shape
+        if indices.shape != expected:
             self._refuse(
                 "indices",
-                f"must be int64 with {torch.Size(shape).numel()} entries, x's shape without D",
-                f"{indices.dtype} {tuple(indices.shape)}",
+                f"must be {tuple(expected)}, x's shape without D",
+                tuple(indices.shape),
                 "pass what a forward returned",
             )
-        live = self._mask_of_rows(mask, dim)
-        if live is not None:
-            live = live.unsqueeze(dim - 1) if live.dim() < len(shape) else live
-            indices = torch.where(live, indices, -1)
+        if mask is not None:
+            mask = mask.unsqueeze(-1) if self.heads > 1 else mask
+            indices = torch.where(mask, indices, -1)
+        indices = self._heads.rows_of_indices(indices, dim)
+        codes = self._trained_codes()
         return code_cross_entropy(rows, codes, indices, dim, cosine=self.use_cosine_sim)
+
+    def _trained_codes(self):
+        """The codes as they are now, with their gradient: (K, D), or (G, K, D) for separate
+        heads."""
+        embed = self._codebook.embed
+        return snapshot(embed if self._heads.separate else embed[0])
 
     def _losses(self, commitment):
         zero = torch.zeros_like(commitment)
@@ -423,12 +376,8 @@ class VectorQuantize(CodeUsage, nn.Module):
 
     def expire_codes_(self, x: Tensor) -> None:
         """Revives dead codes by vectors of x (B, N, heads * codebook_dim), in training mode."""
-        if self.heads > 1:
-            x = x.unflatten(-1, (self.heads, -1))
-        if self.separate_codebook_per_head:
-            x = x.movedim(-2, 0) if self.heads > 1 else x.unsqueeze(0)
-        else:
-            x = x.unsqueeze(0)
+        x, _ = self._heads.split(x, x.dim() - 1)
+        x = x.movedim(-2, 0) if self._heads.separate else x.unsqueeze(0)
         self._codebook.expire_codes_(self._codebook.transform_input(x))
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
@@ -441,18 +390,17 @@ class VectorQuantize(CodeUsage, nn.Module):
         inside torch.compile).
         """
         codes = self._decoded(indices)
-        if self.separate_codebook_per_head:
+        if self._heads.separate:
             codes = codes.flatten(-2)
         return codes.movedim(-1, 1) if self._channel_first else codes
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """The quantized values that a forward with these indices returns; -1 gives zeros."""
         codes = self._decoded(indices)
-        codes = self.project_out(codes.flatten(-2) if self._splits else codes)
+        codes = self.project_out(self._heads.joined(codes, codes.dim() - 1))
         if self.has_projections:
-            kept = (
-                (indices >= 0).all(-1, keepdim=True) if self.heads > 1 else indices[..., None] >= 0
-            )
+            kept = indices.unsqueeze(-1) >= 0
+            kept = kept.all(-2) if self.heads > 1 else kept
             codes = torch.where(kept, codes, 0)
         return codes.movedim(-1, 1) if self._channel_first else codes
 
@@ -464,8 +412,6 @@ class VectorQuantize(CodeUsage, nn.Module):
         """(..., D), with an axis of heads before D if there is one."""
         last = self.heads if self.heads > 1 else None
         check_indices(type(self).__name__, indices, self.codebook_size, last)
-        if self.separate_codebook_per_head and self.heads == 1:
-            indices = indices.unsqueeze(-1)
         return self._codebook.decode(indices)
 
     def _refuse(self, argument, expected, got, remedy):

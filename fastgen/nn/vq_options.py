@@ -47,3 +47,37 @@ def refuse_others(layer: str, defaults: dict, given: dict) -> None:
 
 def refuse(layer: str, argument: str, expected: str, got, remedy: str) -> None:
     raise ValueError(f"fastgen.nn.{layer}: {argument} {expected}, got {got}; {remedy}")
+
+
+def check_vector_quantize(layer: str, given: dict) -> None:
+    """ValueError for options of `VectorQuantize` that are out of range or exclude each other."""
+    for name in ("dim", "codebook_size", "heads", "kmeans_iters", "codebook_dim"):
+        value = given[name]
+        if name == "codebook_dim" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            refuse(layer, name, "must be a positive int", repr(value), "give a size")
+    if not 0 <= given["decay"] <= 1:
+        refuse(layer, "decay", "must be in [0, 1]", given["decay"], "0.8 to 0.99 are usual")
+    if not given["eps"] > 0:
+        refuse(layer, "eps", "must be positive", given["eps"], "1e-5 is usual")
+    if given["learnable_codebook"]:
+        if given["ema_update"] is not False:
+            refuse(
+                layer,
+                "learnable_codebook",
+                "must have ema_update=False beside it",
+                f"ema_update={given['ema_update']}",
+                "a code follows its gradient or its average",
+            )
+        if given["use_cosine_sim"]:
+            refuse(
+                layer,
+                "learnable_codebook",
+                "must be False with use_cosine_sim",
+                True,
+                "a gradient step leaves the unit sphere",
+            )
+    if given["accept_image_fmap"] and given["accept_3d_fmap"]:
+        remedy = "choose one"
+        refuse(layer, "accept_3d_fmap", "must be False with accept_image_fmap", True, remedy)
