@@ -14,7 +14,7 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kGrain = 8192;  // values a thread should have
-constexpr int64_t kPiece = 512;   // values held in float64 at a time
+constexpr int64_t kPiece = 1024;  // values held in float64 at a time, unless a code has more
 
 const VqEmaUpdateKernels::PerType& kernels_of(const Tensor& t) {
   const VqEmaUpdateKernels& kernels = FASTGEN_KERNELS(vq_ema_update_);
@@ -82,14 +82,17 @@ void vq_ema_update_(const Tensor& embed, const Tensor& cluster_size, const Tenso
   const double* added = sum.const_data_ptr<double>();
   const int64_t grain = std::max<int64_t>(1, kGrain / values);
   at::parallel_for(0, heads * codes, grain, [&](int64_t begin, int64_t end) {
-    double piece[kPiece];
-    for (int64_t row = begin; row < end; ++row) {
-      if (!moves[row / codes]) continue;
-      for (int64_t i = 0; i < values; i += kPiece) {
-        const int64_t at = row * values + i, n = std::min(kPiece, values - i);
-        of_average.blend(averages + at * average.element_size(), added + at, decay, piece, n);
-        of_embed.divide(piece, divisors[row], embeds + at * written.element_size(), n);
-      }
+    const int64_t most = std::max<int64_t>(1, kPiece / values);
+    std::vector<double> piece(most * values);
+    for (int64_t row = begin, last; row < end; row = last) {
+      const int64_t head = row / codes;
+      last = std::min({row + most, end, (head + 1) * codes});
+      if (!moves[head]) continue;
+      const int64_t at = row * values;
+      of_average.blend(averages + at * average.element_size(), added + at, decay, piece.data(),
+                       (last - row) * values);
+      of_embed.divide(piece.data(), &divisors[row], embeds + at * written.element_size(),
+                      last - row, values);
     }
   });
   if (std::none_of(moves.begin(), moves.end(), [](char moved) { return moved; })) return;

@@ -11,8 +11,9 @@ namespace fastgen {
 struct VqEmaUpdateKernels {
   // out = average = decay average + (1 - decay) sums
   using Blend = void (*)(void* average, const double* sums, double decay, double* out, int64_t n);
-  // embed = average / size
-  using Divide = void (*)(const double* average, double size, void* embed, int64_t n);
+  // embed[row] = average[row] / size[row]
+  using Divide = void (*)(const double* average, const double* size, void* embed, int64_t rows,
+                          int64_t values);
   struct PerType {
     Blend blend;
     Divide divide;

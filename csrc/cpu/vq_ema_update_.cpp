@@ -15,9 +15,15 @@ void blend(void* average, const double* __restrict sums, double decay, double* _
 }
 
 template <class S>
-void divide(const double* __restrict average, double size, void* embed, int64_t n) {
+void divide(const double* __restrict average, const double* size, void* embed, int64_t rows,
+            int64_t values) {
   S* __restrict out = static_cast<S*>(embed);
-  for (int64_t i = 0; i < n; ++i) store(average[i] / size, out + i);
+  for (int64_t r = 0; r < rows; ++r) {
+    const double inverse = 1 / size[r];
+    for (int64_t i = 0; i < values; ++i) store(average[i] * inverse, out + i);
+    average += values;
+    out += values;
+  }
 }
 
 }  // namespace
