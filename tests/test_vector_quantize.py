@@ -560,6 +560,17 @@ def test_use_of_codes_comes_from_the_counts():
     assert separate.usage.shape == separate.dead_codes.shape == separate.perplexity.shape == (2,)
 
 
+def test_a_code_that_has_faded_is_not_chosen_by_the_cosine():
+    """Among unit vectors the nearest code has the largest cosine; a zero code would be nearer."""
+    layer, peer = twins("VectorQuantize", dim=32, codebook_size=16, use_cosine_sim=True)
+    for module in (layer, peer):
+        module._codebook.embed[:, 3:6] *= torch.tensor([0.0, 1e-6, 1e-3])[:, None]
+        module.eval()
+    x = rows(200, 32)
+    assert_same_results(layer(x), peer(x))
+    assert not torch.isin(layer(x)[1], torch.tensor([3, 4, 5])).any()
+
+
 @pytest.mark.parametrize("copier", ["deepcopy", "pickle", "save"])
 def test_a_copy_goes_its_own_way(copier):
     layer = VectorQuantize(**PLAIN, kmeans_init=True)

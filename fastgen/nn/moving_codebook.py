@@ -207,7 +207,11 @@ class MovingCodebook(nn.Module):
 
     def _revive_(self, draw):
         """Code, average and count together, or the next step would bury the code again."""
-        rows, drawn = draw.rows(self.cluster_size < self.threshold_ema_dead_code)
+        dead = self.cluster_size < self.threshold_ema_dead_code
+        # on the CPU reading it waits for nothing, and saves a millisecond of small ops
+        if dead.is_cpu and not torch.compiler.is_compiling() and not bool(dead.any()):
+            return
+        rows, drawn = draw.rows(dead)
         size = self.reset_cluster_size
         code = drawn.unsqueeze(-1)
         self.embed.copy_(torch.where(code, rows.to(self.embed), self.embed))
