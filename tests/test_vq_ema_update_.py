@@ -204,17 +204,21 @@ def test_registration(shape, dtype):
 
 
 def test_a_training_step_compiles_without_graph_break_and_with_other_sizes():
+    """Also the gradient, which is of the codebook before the update."""
+
     def step(x, embed, size, average):
-        out = fastgen.vq_quantize(x, embed)
-        fastgen.vq_ema_update_(embed, size, average, out.counts, out.sums, decay=0.9)
-        return out.commitment.mean()
+        out = fastgen.vq_quantize(x, embed, rotation=True)
+        fastgen.vq_ema_update_(embed, size, average, out.counts, out.sums, decay=0.5)
+        return out.commitment.mean() + out.quantized.square().sum()
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     codebook = sample((9, 4))[:3]
     for rows in (20, 31):
-        x = torch.randn(rows, 4)
+        x = torch.randn(rows, 4, requires_grad=True)
         mine, theirs = ([t.clone() for t in codebook] for _ in range(2))
-        torch.testing.assert_close(compiled(x, *mine), step(x, *theirs))
+        got, want = compiled(x, *mine), step(x, *theirs)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(*(torch.autograd.grad(t, x)[0] for t in (got, want)))
         assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
 
 
