@@ -58,7 +58,7 @@ class AutoencoderThenPriors:
         """About codebooks whose codes have died, once for each."""
         found = []
         for name, codebook in zip(self.model.names, self.model.codebooks, strict=True):
-            dead = int(codebook.dead.sum())
+            dead = int(codebook.dead_codes)
             if dead > codebook.num_codes / 10 and name not in self._warned:
                 self._warned.add(name)
                 advice = "take fewer codes (--num-codes)"

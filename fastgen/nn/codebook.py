@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.codebook_state import summed_over_ranks, world
+from fastgen.ops._snapshot import snapshot
 from fastgen.ops.vq_ema_update_ import vq_ema_update_
 from fastgen.ops.vq_nearest import vq_nearest
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
@@ -98,7 +99,7 @@ class Codebook(nn.Module):
         loss = self.beta * out.commitment.sum() / max(out.commitment.numel(), 1)
         if not self.ema:
             # a copy: reviving writes into the codes before the backward pass
-            loss = loss + vq_codebook_loss(self.embed.clone(), out)
+            loss = loss + vq_codebook_loss(snapshot(self.embed), out)
         if self.training:
             self._update(z, dim, out.counts, out.sums)
         return out.quantized, out.indices, loss
@@ -136,14 +137,15 @@ class Codebook(nn.Module):
         return self.embed[indices].movedim(-1, dim)
 
     @property
-    def dead(self) -> Tensor:
-        """bool (K,): codes chosen less than a hundredth of the equal share, lately."""
-        return self.cluster_size < _DEAD * self.cluster_size.sum() / self.num_codes
-
-    @property
     def usage(self) -> Tensor:
         """The share of codes that are not dead, a scalar."""
-        return 1 - self.dead.float().mean()
+        return 1 - self._dead().float().mean()
+
+    @property
+    def dead_codes(self) -> Tensor:
+        """How many codes are chosen less than a hundredth of the equal share, by the moving
+        average; an int64 scalar."""
+        return self._dead().sum()
 
     @property
     def perplexity(self) -> Tensor:
@@ -153,6 +155,9 @@ class Codebook(nn.Module):
         # equal counts of 1 where nothing has been counted yet
         size = torch.where(size.sum() > 0, size, 1)
         return torch.special.entr(size / size.sum()).sum().exp().float()
+
+    def _dead(self) -> Tensor:
+        return self.cluster_size < _DEAD * self.cluster_size.sum() / self.num_codes
 
     @torch.no_grad()
     def _update(self, z: Tensor, dim: int, counts: Tensor, sums: Tensor) -> None:
