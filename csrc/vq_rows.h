@@ -44,12 +44,7 @@ inline VqShape vq_shape(const char* op, const at::Tensor& x, const at::Tensor& c
   return shape;
 }
 
-// Whether the axes of the rows can be merged into few enough for StridedRows.
-inline bool has_few_row_axes(const at::Tensor& x, const VqShape& shape) {
-  return x.dim() - 1 - shape.has_heads <= kMostRowAxes;
-}
-
-// See has_few_row_axes. x's heads lie head_step apart; its element size is known to the kernel.
+// x's element size is known to the kernel; heads lie head_step apart.
 inline StridedRows strided_rows(const at::Tensor& x, const VqShape& shape) {
   StridedRows rows{};
   rows.data = const_cast<void*>(x.const_data_ptr());

@@ -16,39 +16,16 @@ class Judge {
  public:
   Judge(const VqCodes<T>& codes, const T* x) : codes_(&codes), x_(x) {}
 
-  // The kTileVectors codes of one lane of a panel.
-  FASTGEN_INLINE void consider_lane(int64_t first) {
-    const T* codes[kTileVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) codes[v] = code(first + v * kLanes<T>);
-    T distance[kTileVectors];
-    distances(codes, distance);
-    // Without branches that depend on which it is; near ties, or codes that are not finite, are
-    // few.
-    T least = distance[0];
-    int which = 0;
-#pragma GCC unroll 4
-    for (int v = 1; v < kTileVectors; ++v) {
-      which = distance[v] < least ? v : which;
-      least = distance[v] < least ? distance[v] : least;
-    }
-    int near = 0;
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) near += !(distance[v] > least + slack() * least);
-    if (near == 1) {
-      decide(first + which * kLanes<T>, least);
-      return;
-    }
-    for (int v = 0; v < kTileVectors; ++v) decide(first + v * kLanes<T>, distance[v]);
+  // Every kLanes-th code from `first` on, four at a time.
+  FASTGEN_INLINE void consider_every(int64_t first, int64_t end) {
+    for (; first + 3 * kLanes<T> < end; first += 4 * kLanes<T>) consider_four(first);
+    for (; first < end; first += kLanes<T>) consider(first);
   }
 
-  FASTGEN_INLINE void prefetch_lane(int64_t first) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      const T* from = code(first + v * kLanes<T>);
-      for (int64_t d = 0; d < codes_->values && d < 128; d += 64 / sizeof(T)) {
-        __builtin_prefetch(from + d, 0, 3);
-      }
+  FASTGEN_INLINE void prefetch_every(int64_t first, int64_t end) const {
+    for (; first < end; first += kLanes<T>) {
+      const int64_t most = 512 / sizeof(T);  // the rest follows by itself
+      prefetch(code(first), codes_->values < most ? codes_->values : most);
     }
   }
 
@@ -106,6 +83,31 @@ class Judge {
     if (index_ >= 0 && !(distance < distance_ - margin) && !is_nearer(k, distance)) return;
     index_ = k;
     distance_ = distance;
+  }
+
+  FASTGEN_INLINE void consider_four(int64_t first) {
+    const T* codes[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) codes[v] = code(first + v * kLanes<T>);
+    T distance[4];
+    distances(codes, distance);
+    // Without branches that depend on which it is; near ties, or codes that are not finite, are
+    // few.
+    T least = distance[0];
+    int which = 0;
+#pragma GCC unroll 4
+    for (int v = 1; v < 4; ++v) {
+      which = distance[v] < least ? v : which;
+      least = distance[v] < least ? distance[v] : least;
+    }
+    int near = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) near += !(distance[v] > least + slack() * least);
+    if (near == 1) {
+      decide(first + which * kLanes<T>, least);
+      return;
+    }
+    for (int v = 0; v < 4; ++v) decide(first + v * kLanes<T>, distance[v]);
   }
 
   // Relative: 4 roundings a value are more than enough.

@@ -127,7 +127,7 @@ def vq_codebook_loss(codebook: Tensor, quantized: Quantized) -> Tensor:
     c = codebook.double()
     # sum over rows of |x - c|^2 without its constant |x|^2
     moving = (counts * c.square().sum(-1)).sum() - 2 * (c * sums).sum()
-    value = quantized.commitment.detach().sum(dtype=torch.float64) * codebook.shape[-1]
+    value = quantized.commitment.detach().nansum(dtype=torch.float64) * codebook.shape[-1]
     return ((moving - moving.detach() + value) / values).to(quantized.commitment.dtype)
 
 
