@@ -347,6 +347,15 @@ def stages_of(layer, seed):
     return layer._last_stage(seed) + 1 if layer.quantize_dropout else layer.num_quantizers
 
 
+def test_a_training_step_reads_nothing_back_to_the_host():
+    """On the meta device reading a value is an error."""
+    x = torch.empty(2, 9, 8, device="meta", requires_grad=True)
+    for options in ({}, dict(quantize_dropout=True), dict(shared_codebook=True)):
+        layer = ResidualVQ(**PLAIN, **options, threshold_ema_dead_code=1).to("meta")
+        layer(x, return_all_codes=True)
+    GroupedResidualVQ(**PLAIN, groups=2, quantize_dropout=True).to("meta")(x)
+
+
 # --- bad input ---
 
 

@@ -197,6 +197,15 @@ def test_float64_is_computed_in_float64():
     assert torch.autograd.gradcheck(objective, x)
 
 
+@pytest.mark.parametrize("shift, scale", [(0, 1e-5), (1000, 1), (0, 1e15)])
+def test_the_nearest_code_is_exact_far_from_the_origin_and_at_any_scale(shift, scale):
+    layer = VectorQuantize(8, 64).eval()
+    layer.codebook = rows(64, 8) * scale + shift
+    x = rows(500, 8, seed=1) * scale + shift
+    nearest = torch.cdist(x.double(), layer.codebook.double()).argmin(1)
+    assert torch.equal(layer(x)[1], nearest)
+
+
 @pytest.mark.parametrize("rotation", [False, True])
 def test_gradients_are_those_of_the_codes_that_were_chosen(rotation):
     """Two forwards before one backward: the codes have moved in between."""

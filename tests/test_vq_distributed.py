@@ -81,3 +81,9 @@ def test_nothing_is_sent_in_eval_mode_or_apart(two_ranks):
         assert results["calls", "alone"] == 0
     first, second = (results["alone", "even"]["state"] for results in two_ranks)
     assert not torch.equal(first["_codebook.embed"], second["_codebook.embed"])
+
+
+def test_distributed_data_parallel_starts_and_keeps_ranks_equal(two_ranks):
+    first, second = (results["parallel"] for results in two_ranks)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from fastgen.nn import GroupedResidualVQ, ResidualVQ, VectorQuantize
 
@@ -62,6 +62,20 @@ def train(layer, case, rank, part):
     return dict(state=layer.state_dict(), indices=indices)
 
 
+def train_in_parallel(part):
+    """State of an encoder and a quantiser under DistributedDataParallel."""
+    torch.manual_seed(distributed.get_rank())  # it starts the others from rank 0
+    encoder = nn.Sequential(nn.Linear(6, 6), VectorQuantize(**PLAIN, threshold_ema_dead_code=1))
+    parallel = nn.parallel.DistributedDataParallel(encoder)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    for step in range(STEPS):
+        quantized, _, loss = parallel(batch("parallel", step)[0][part])
+        (quantized.square().mean() + loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return encoder.state_dict()
+
+
 def calls_of_all_reduce():
     calls, original = [0], distributed.all_reduce
 
@@ -96,6 +110,7 @@ def main(rank, ranks, folder):
         layer(torch.randn(5, 6), freeze_codebook=True)
         layer.eval()(torch.randn(5, 6))
     results["calls", "alone"] = calls[0] - before
+    results["parallel"] = train_in_parallel(part)
     torch.save(results, f"{folder}/rank{rank}")
     distributed.barrier()
     distributed.destroy_process_group()

@@ -26,6 +26,9 @@ def fixed_point_sums(
     if ranks > 1:
         distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
     unit = torch.where(largest > 0, largest, 1) * 2.0**-_BITS
-    sums = torch.zeros(len(rows), codes, rows.shape[2], dtype=torch.int64, device=rows.device)
-    place = torch.where(counted, indices, 0).unsqueeze(2).expand_as(rows)
-    return sums.scatter_add_(1, place, (rows / unit).round().long()), unit
+    heads, _, dim = rows.shape
+    sums = torch.zeros(heads * codes, dim, dtype=torch.int64, device=rows.device)
+    first = torch.arange(heads, device=rows.device).unsqueeze(1) * codes
+    place = torch.where(counted, indices, 0) + first
+    sums.index_add_(0, place.flatten(), (rows / unit).round().long().flatten(0, 1))
+    return sums.view(heads, codes, dim), unit

@@ -205,7 +205,7 @@ class ResidualVQ(nn.Module):
             return output, torch.stack(losses).sum()
         all_indices = torch.stack(all_indices, -1)
         out = output, all_indices, torch.stack(losses)
-        return (*out, self.get_codes_from_indices(all_indices)) if return_all_codes else out
+        return (*out, self._codes(all_indices)) if return_all_codes else out
 
     def _project(self, projection, x, axis):
         return projection(x.movedim(axis, -1)).movedim(-1, axis) if self.has_projections else x
@@ -265,9 +265,12 @@ class ResidualVQ(nn.Module):
         given = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else None
         last = given if self.quantize_dropout and (given or 0) < self.num_quantizers else None
         last = self.num_quantizers if last is None else last
-        check_indices(type(self).__name__, indices, max(self.codebook_sizes), last)
+        check_indices(type(self).__name__, indices, self.codebook_sizes, last)
+        return self._codes(indices)
+
+    def _codes(self, indices):
         layers = self.layers[: indices.shape[-1]]
-        stages = [layer._decoded(indices[..., q]) for q, layer in enumerate(layers)]
+        stages = [layer._codebook.decode(indices[..., q]) for q, layer in enumerate(layers)]
         stages += [torch.zeros_like(stages[0])] * (self.num_quantizers - len(stages))
         return torch.stack(stages)
 

@@ -240,7 +240,11 @@ class VectorQuantize(CodeUsage, nn.Module):
             codebook.start_(rows, dim, live)
 
         found = vq_quantize(
-            rows, codebook.codes, dim=dim, mask=live, rotation=bool(self.rotation_trick)
+            rows if self.training else rows.detach(),
+            codebook.codes,
+            dim=dim,
+            mask=live,
+            rotation=bool(self.rotation_trick),
         )
         counts = found.counts
         chosen = self._heads.indices_of_rows(found.indices, dim)

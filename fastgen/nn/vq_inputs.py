@@ -52,9 +52,11 @@ def row_mask(
     return torch.arange(shape[1], device=x.device) < lens.to(x.device).unsqueeze(1)
 
 
-def check_indices(layer: str, indices, codes: int, last: int | None = None) -> None:
-    """int64 in -1 .. codes - 1, with a last axis of size `last`. Values are not read inside
-    torch.compile."""
+def check_indices(
+    layer: str, indices, codes: int | tuple[int, ...], last: int | None = None
+) -> None:
+    """int64 in -1 .. codes - 1, with a last axis of size `last`; of a tuple, one number of codes
+    for each index of that axis. Values are not read inside torch.compile."""
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(
@@ -63,10 +65,15 @@ def check_indices(layer: str, indices, codes: int, last: int | None = None) -> N
     if last is not None and (indices.dim() == 0 or indices.shape[-1] != last):
         remedy = "pass what a forward returned"
         refuse(layer, "indices", f"must have a last axis of {last}", tuple(indices.shape), remedy)
-    if not torch.compiler.is_compiling() and indices.numel():
-        low, high = (int(v) for v in torch.aminmax(indices))
-        if low < -1 or high >= codes:
+    if torch.compiler.is_compiling() or indices.numel() == 0:
+        return
+    parts = [(codes, indices)]
+    if isinstance(codes, tuple):
+        parts = zip(codes, indices.unbind(-1), strict=False)  # the first stages alone will do
+    for size, part in parts:
+        low, high = (int(v) for v in torch.aminmax(part))
+        if low < -1 or high >= size:
             raise IndexError(
-                f"fastgen.nn.{layer}: indices must be in -1 .. {codes - 1}, got "
+                f"fastgen.nn.{layer}: indices must be in -1 .. {size - 1}, got "
                 f"{low if low < -1 else high}; they belong to another codebook"
             )
