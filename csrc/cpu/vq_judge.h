@@ -30,6 +30,7 @@ class Judge {
   }
 
   void consider(int64_t k) {
+    if (k >= codes_->codes) return;  // a column that fills a panel up
     const T* const codes[1] = {code(k)};
     T distance[1];
     distances(codes, distance);
