@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "common/pixels.h"
+#include "common/simd_math.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA_NS {
@@ -69,42 +70,55 @@ FASTGEN_INLINE void sum_over(int64_t n, T* sums, F add) {
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) add(VectorAt<T>{i}, totals);
   for (; i < n; ++i) add(ElementAt<T>{i}, sums);
-  for (int k = 0; k < N; ++k) {
-    for (int lane = 0; lane < kLanes<T>; ++lane) sums[k] += totals[k][lane];
-  }
+  for (int k = 0; k < N; ++k) sums[k] += sum_of_lanes<T>(totals[k]);
 }
+
+constexpr double kLeastNorm = 1e-6;  // that the rotation divides by
+
+// grad_x = of_g g + of_x x + of_q q
+template <class T>
+struct Turn {
+  T of_g, of_x, of_q;
+};
 
 // The transpose of the rotation and scaling that takes x to its code q, both held constant:
 // s (g - 2 (g w) w + 2 (g v) u) with u = x / |x|, v = q / |q|, w = (u + v) / |u + v|,
-// s = |q| / |x|; norms are at least 1e-6.
+// s = |q| / |x|.
 template <class T>
-void turn_back(const T* __restrict g, const T* __restrict x, const T* __restrict q,
-               T* __restrict out, int64_t n) {
-  const auto length = [](T square) {
-    const T root = __builtin_sqrt(square);
-    return root < T(1e-6) ? T(1e-6) : root;  // NaN stays
-  };
-  T squares[2];
-  sum_over<2>(n, squares, [&](auto at, auto* totals) {
-    const auto a = at(x), b = at(q);
+Turn<T> turn_back(const T* g, const T* x, const T* q, int64_t n) {
+  const auto inverse = [](T norm) { return 1 / (norm < T(kLeastNorm) ? T(kLeastNorm) : norm); };
+  T dots[5];  // x x, q q, x q, g x, g q
+  sum_over<5>(n, dots, [&](auto at, auto* totals) {
+    const auto a = at(x), b = at(q), c = at(g);
     totals[0] += a * a;
     totals[1] += b * b;
+    totals[2] += a * b;
+    totals[3] += c * a;
+    totals[4] += c * b;
   });
-  const T x_length = length(squares[0]), q_length = length(squares[1]);
-  // Divided, not multiplied by the inverse: opposite unit vectors have to cancel.
-  T sums[3];  // |u + v|^2, g (u + v), g q
-  sum_over<3>(n, sums, [&](auto at, auto* totals) {
-    const auto b = at(q), c = at(g), w = at(x) / x_length + b / q_length;
-    totals[0] += w * w;
-    totals[1] += c * w;
-    totals[2] += c * b;
-  });
-  const T w_length = length(sums[0]);
-  const T scale = __builtin_sqrt(squares[1]) / x_length;
-  const T of_w = 2 * sums[1] / w_length / w_length, of_u = 2 * sums[2] / q_length;
+  const T x_norm = __builtin_sqrt(dots[0]), q_norm = __builtin_sqrt(dots[1]);
+  const T per_x = inverse(x_norm), per_q = inverse(q_norm);
+  T sums[2] = {dots[0] * per_x * per_x + 2 * dots[2] * per_x * per_q + dots[1] * per_q * per_q,
+               dots[3] * per_x + dots[4] * per_q};  // |u + v|^2, g (u + v)
+  if (!(sums[0] > T(0.5))) {  // they are nearly opposite: the terms above cancel
+    sum_over<2>(n, sums, [&](auto at, auto* totals) {
+      const auto w = at(x) * per_x + at(q) * per_q;
+      totals[0] += w * w;
+      totals[1] += at(g) * w;
+    });
+  }
+  // opposite vectors have no such rotation: they are left scaled
+  const bool opposite = sums[0] < T(kLeastNorm * kLeastNorm);
+  const T of_w = opposite ? T(0) : 2 * sums[1] / sums[0], of_u = 2 * dots[4] * per_q;
+  const T scale = q_norm * per_x;
+  return {scale, scale * (of_u - of_w) * per_x, -scale * of_w * per_q};
+}
+
+template <class T>
+void turned(const Turn<T>& turn, const T* __restrict g, const T* __restrict x,
+            const T* __restrict q, T pull, T* __restrict out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const T u = x[i] / x_length, w = u + q[i] / q_length;
-    out[i] = scale * (g[i] - of_w * w + of_u * u);
+    out[i] = turn.of_g * g[i] + turn.of_x * x[i] + turn.of_q * q[i] + pull * (x[i] - q[i]);
   }
 }
 
@@ -112,11 +126,6 @@ template <class T>
 void straight_through(const T* __restrict g, const T* __restrict x, const T* __restrict q, T pull,
                       T* __restrict out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = g[i] + pull * (x[i] - q[i]);
-}
-
-template <class T>
-void add_pull(const T* __restrict x, const T* __restrict q, T pull, T* __restrict out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] += pull * (x[i] - q[i]);
 }
 
 template <class S, class T>
@@ -161,8 +170,8 @@ void unit(const VqQuantizeBackwardArgs& args, int64_t head, int64_t begin, int64
     } else if (grad.data == nullptr) {
       for (int64_t i = 0; i < n; ++i) to[i] = pulls[r] * (from[i] - code[i]);
     } else if (args.rotation) {
-      turn_back(grad.at(r), from, code, to, n);
-      if (args.weight != nullptr) add_pull(from, code, pulls[r], to, n);
+      const T pull = args.weight != nullptr ? pulls[r] : T(0);
+      turned(turn_back(grad.at(r), from, code, n), grad.at(r), from, code, pull, to, n);
     } else if (args.weight != nullptr) {
       straight_through(grad.at(r), from, code, pulls[r], to, n);
     } else {
