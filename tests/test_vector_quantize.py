@@ -458,6 +458,18 @@ def test_init_embed_starts_once():
     assert_unchanged(layer, state)
 
 
+def test_a_start_from_half_precision_keeps_means_in_float32():
+    x = rows(2000, 8).bfloat16()
+    states = []
+    for data in (x, x.float()):
+        layer = VectorQuantize(8, 4, kmeans_init=True)
+        torch.manual_seed(0)
+        layer(data)
+        states.append(layer.state_dict())
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value)
+
+
 def test_fewer_rows_than_codes_start_a_codebook_from_repeated_rows():
     layer = VectorQuantize(**PLAIN, kmeans_init=True, ema_update=False)
     x = rows(3, 8)

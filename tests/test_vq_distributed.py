@@ -37,7 +37,7 @@ def one_rank():
     }
 
 
-cases = pytest.mark.parametrize("case", vq_ranks.CASES)
+cases = pytest.mark.parametrize("case", [c for c in vq_ranks.CASES if c not in vq_ranks.OWN])
 splits = pytest.mark.parametrize("split", vq_ranks.SPLITS)
 
 
@@ -74,6 +74,13 @@ def test_a_step_is_one_all_reduce_and_one_more_for_rows_that_revive(two_ranks):
         for split in vq_ranks.SPLITS:
             assert results["averages", split]["calls"] == vq_ranks.STEPS
             assert results["revival", split]["calls"] == 2 * vq_ranks.STEPS
+
+
+def test_each_rank_may_start_alone(two_ranks):
+    for split in ("even", "uneven"):
+        first, second = (results["own k-means", split]["state"] for results in two_ranks)
+        assert first["_codebook.initted"] and second["_codebook.initted"]
+        assert not torch.equal(first["_codebook.embed"], second["_codebook.embed"])
 
 
 def test_nothing_is_sent_in_eval_mode_or_apart(two_ranks):

@@ -22,6 +22,7 @@ CASES = {
     ),
     "revival": (VectorQuantize, PLAIN | dict(threshold_ema_dead_code=2.5)),
     "k-means": (VectorQuantize, PLAIN | dict(kmeans_init=True)),
+    "own k-means": (VectorQuantize, PLAIN | dict(kmeans_init=True, sync_kmeans=False)),
     "masked": (VectorQuantize, PLAIN | dict(threshold_ema_dead_code=2)),
     "fixed point": (
         VectorQuantize,
@@ -31,6 +32,7 @@ CASES = {
     "shared": (ResidualVQ, STAGES | dict(shared_codebook=True, threshold_ema_dead_code=1)),
     "dropout": (GroupedResidualVQ, STAGES | dict(groups=2, quantize_dropout=True)),
 }
+OWN = ("own k-means",)  # whose ranks are not meant to agree
 # rows of the first rank, of ROWS; the second has the rest
 SPLITS = {"even": 20, "uneven": 33, "none": ROWS, "none first": 0}
 

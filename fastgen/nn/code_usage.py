@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 class CodeUsage:
-    """Of a module that keeps how often its last forward chose each code, over all ranks in
-    training. Nothing is computed before it is read."""
+    """Of a module that keeps how often its last forward chose each code; over all ranks in a
+    training step that tracks averages, which has summed them. Nothing is computed before it is
+    read."""
 
     _counts: Tensor | None = None
 

@@ -122,13 +122,14 @@ class MovingCodebook(nn.Module):
         weight: Tensor | Callable | None = None,
     ) -> Tensor:
         """Moves the codes towards the rows that chose them, and revives dead ones; returns the
-        counts of all ranks, in the shape of those found."""
+        counts in the shape of those found, of all ranks if averages are tracked."""
         ema_update = self.ema_update if ema_update is None else ema_update
         revives = self.threshold_ema_dead_code > 0
         if not ema_update and not revives:
             return found.counts
-        draw = self._draw(x, dim, found) if revives else None
-        counts, sums = self._summed(x, dim, found, draw)
+        ranks = self._ranks()
+        draw = self._draw(x, dim, found, ranks) if revives else None
+        counts, sums = self._summed(x, dim, found, ranks, draw)
         if ema_update and not self.manual_ema_update and weight is None:
             state = self.embed, self.cluster_size, self.embed_avg
             vq_ema_update_(*state, counts, sums, decay=self.decay, eps=self.eps)
@@ -169,19 +170,19 @@ class MovingCodebook(nn.Module):
         self.cluster_size.copy_(torch.lerp(self.cluster_size.double(), counts.double(), step))
         self.embed_avg.copy_(torch.lerp(self.embed_avg.double(), sums, step.unsqueeze(-1)))
 
-    def _summed(self, x, dim, found, draw=None):
+    def _summed(self, x, dim, found, ranks, draw=None):
         """counts (G, K) and sums (G, K, D) over all ranks, in one all_reduce together with what a
         draw needs."""
         counts, sums = found.counts, found.sums
         if not self.heads:
             counts, sums = counts.unsqueeze(0), sums.unsqueeze(0)
-        ranks, unit = self._ranks()[1], None
+        unit = None
         if self.deterministic:
             rows = self._rows(x, dim).flatten(1, -2)
             indices = rows_of_indices(found.indices, dim, self.heads)
             valid = self._valid(dim, found)
-            sums, unit = fixed_point_sums(rows, indices, valid, self.codebook_size, ranks)
-        if ranks > 1:
+            sums, unit = fixed_point_sums(rows, indices, valid, self.codebook_size, ranks[1])
+        if ranks[1] > 1:
             travel = (draw.sizes, draw.key) if draw else ()
             counts, sums, *travel = summed_over_ranks(counts, sums, *travel)
             if draw:
@@ -231,20 +232,20 @@ class MovingCodebook(nn.Module):
         """Lloyd's iterations from random rows of the first batch. Without any row the codebook
         stays as it is, and the next batch starts it."""
         shape = self.embed.shape if self.heads else self.embed.shape[1:]
-        means = torch.zeros(
-            shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
-        )
-        draw = self._draw(x, dim, vq_quantize(x, means, dim=dim, mask=mask))
-        if self._ranks()[1] > 1:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        means = torch.zeros(shape, dtype=dtype, device=x.device)
+        ranks = self._ranks() if self.sync_kmeans else (0, 1)
+        draw = self._draw(x, dim, vq_quantize(x, means, dim=dim, mask=mask), ranks)
+        if ranks[1] > 1:
             draw.sizes, draw.key = summed_over_ranks(draw.sizes, draw.key)
         if not bool((draw.sizes.sum(0) > 0).all()):
             return
-        means = draw.repeated_rows(self.codebook_size)
+        means = draw.repeated_rows(self.codebook_size).to(dtype)
         for _ in range(self.kmeans_iters):
             found = vq_quantize(x, means.reshape(shape), dim=dim, mask=mask)
-            counts, sums = self._summed(x, dim, found)
+            counts, sums = self._summed(x, dim, found, ranks)
             moved = self.transform_input(sums / counts.clamp(min=1).unsqueeze(-1))
-            means = torch.where(counts.unsqueeze(-1) > 0, moved.to(means.dtype), means)
+            means = torch.where(counts.unsqueeze(-1) > 0, moved.to(dtype), means)
         self.cluster_size.copy_(counts)
         self.embed_avg.copy_(means * counts.unsqueeze(-1))
         self.update_ema()
@@ -262,9 +263,8 @@ class MovingCodebook(nn.Module):
     # --- shared pieces ---
 
     def _ranks(self):
-        """This rank and the number of ranks; alone, if it is not to follow the others."""
-        follows = self.sync_codebook is not False and (self._started or self.sync_kmeans)
-        return world() if follows else (0, 1)
+        """This rank and the number of ranks that it follows."""
+        return (0, 1) if self.sync_codebook is False else world()
 
     def _rows(self, x, dim):
         """x as (G, ..., D), a view."""
@@ -275,8 +275,8 @@ class MovingCodebook(nn.Module):
         live = (found.indices >= 0) & ~found.commitment.view_as(found.indices).isnan()
         return rows_of_indices(live, dim, self.heads)
 
-    def _draw(self, x, dim, found):
-        return RowDraw(self._rows(x, dim), self._valid(dim, found), self._ranks())
+    def _draw(self, x, dim, found, ranks):
+        return RowDraw(self._rows(x, dim), self._valid(dim, found), ranks)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)

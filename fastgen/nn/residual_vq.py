@@ -239,7 +239,7 @@ class ResidualVQ(nn.Module):
     @property
     def codebooks(self) -> Tensor | tuple[Tensor, ...]:
         """(Q, K, D), or a tuple of (K, D) if the sizes differ."""
-        codebooks = tuple(layer.codebook for layer in self.layers)
+        codebooks = tuple(layer._codebook.embed[0] for layer in self.layers)
         return torch.stack(codebooks) if self.uniform_codebook_size else codebooks
 
     @property

@@ -63,8 +63,8 @@ class VectorQuantize(CodeUsage, nn.Module):
             more pass over x, and one more all_reduce. Not in vector-quantize-pytorch.
         Others (`fastgen.nn.vq_options`) are accepted with their default only.
 
-    Attributes after a forward: `counts`, how often it chose each code, (K,) or (G, K), over all
-    ranks in training; of these `usage`, `perplexity` and `dead_codes`, computed when read.
+    Attributes after a forward: `counts`, how often it chose each code, (K,) or (G, K); of these
+    `usage`, `perplexity` and `dead_codes`, computed when read. See `CodeUsage`.
 
     Raises:
         NotImplementedError: an option without a form here.
