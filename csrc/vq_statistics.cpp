@@ -47,8 +47,8 @@ void vq_statistics(const at::Tensor& x, const at::Tensor& indices, const at::Ten
                                 x.scalar_type(), commitment.scalar_type());
   const int64_t units = shape.heads * args.code_parts * args.value_parts;
   at::parallel_for(0, units, threads > 1 ? 1 : units, [&](int64_t begin, int64_t end) {
-    const c10::DataPtr scratch =
-        c10::GetCPUAllocator()->allocate(vq_statistics_scratch(args.part_values));
+    const c10::DataPtr scratch = c10::GetCPUAllocator()->allocate(
+        vq_statistics_scratch(args.rows, args.part_values, args.part_codes));
     kernel(args, begin, end, scratch.get());
   });
 }

@@ -29,10 +29,15 @@ struct VqStatisticsArgs {
   double* sums;                                              // dense [heads][codes][values]
 };
 
-constexpr int64_t kVqStatisticsBlock = 256;  // rows looked at together
+constexpr int64_t kVqStatisticsBlock = 256;       // rows copied together
+constexpr int64_t kVqStatisticsSorted = 1 << 15;  // rows sorted together
 
-inline int64_t vq_statistics_scratch(int64_t part_values) {
-  return kVqStatisticsBlock * 8 * (1 + part_values);
+// Bytes a thread needs.
+inline int64_t vq_statistics_scratch(int64_t rows, int64_t part_values, int64_t part_codes) {
+  const int64_t sorted = rows < kVqStatisticsSorted ? rows : kVqStatisticsSorted;
+  const int64_t copied = kVqStatisticsBlock * 8 * part_values,
+                order = 4 * (sorted + part_codes + 1);
+  return 8 * (kVqStatisticsBlock + sorted) + (copied > order ? copied : order);
 }
 
 struct VqStatisticsKernels {

@@ -404,6 +404,29 @@ def test_one_code_with_most_rows():
     assert torch.equal(out.sums, want)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((70001, 5), 1),
+        Case((70001, 2, 33), 2, heads=2, codes=3),
+        Case((3, 17, 220, 110), 1),
+    ],
+    ids=str,
+)
+def test_many_rows_are_summed_in_their_order(case, threads):
+    x, codebook = sample(case)
+    mask = mask_for(case)
+    out = fastgen.vq_quantize(x, codebook, dim=case.dim, mask=mask)
+    rows = rows_of(x, case.dim, case.heads).double()
+    index = rows_of_indices(out.indices, case.dim, case.heads)
+    counts, sums = out.counts.reshape(-1, case.codes), out.sums.reshape(len(rows), case.codes, -1)
+    for head, chosen in enumerate(index):
+        live = chosen >= 0
+        want = torch.zeros_like(sums[head]).index_add_(0, chosen[live], rows[head][live])
+        assert torch.equal(sums[head], want)
+        assert torch.equal(counts[head], torch.bincount(chosen[live], minlength=case.codes))
+
+
 @pytest.mark.parametrize("case", [Case((3, 4), 1), Case((2, 2, 3, 2), 2, heads=2)], ids=str)
 def test_gradcheck_of_the_commitment(case):
     x, codebook = sample(case, torch.float64)
