@@ -38,7 +38,8 @@ test: $(BUILT) $(TOOLS)
 OTHER_LEVELS := "from fastgen._load import EXTENSION as c; \
   print(*[l for l in c.supported_isa_levels() if l != c.isa()] if c else [])"
 KERNEL_TESTS := tests/test_gated_activation.py tests/test_masked_conv2d.py \
-                tests/test_gated_masked_conv2d.py tests/test_executors.py tests/test_sampler.py
+                tests/test_gated_masked_conv2d.py tests/test_executors.py tests/test_sampler.py \
+                tests/test_vq_nearest.py tests/test_vq_quantize.py tests/test_vq_ema_update_.py
 
 $(PYTHON):
 	$(PYTHON3) -m venv $(ENV)

@@ -45,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
       "isa", [] { return isa_name(active_isa()); },
       "CPU level in force; RuntimeError if forced badly");
   m.def("supported_isa_levels", &supported_levels);
+  m.def("multiplies_bfloat16", &multiplies_bfloat16);
   m.def("compiler", [] { return __VERSION__; });
   m.def("cuda_build", &cuda_build, "None, or what the CUDA half was built for and finds");
   m.def(

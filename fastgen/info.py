@@ -63,6 +63,8 @@ def _cpu():
             cpu["level"] = _load.EXTENSION.isa()
         except RuntimeError as error:
             cpu["level"] = f"error: {error}"
+        else:
+            cpu["bfloat16_products"] = _load.EXTENSION.multiplies_bfloat16()
         cpu["levels_supported"] = _load.EXTENSION.supported_isa_levels()
     return cpu
 
@@ -128,6 +130,7 @@ def _lines(report):
     yield (
         f"cpu: level {cpu.get('level', 'reference')} of {cpu.get('levels_supported', [])}, "
         f"{cpu['threads']} threads (torch {cpu['torch_capability']})"
+        + (", bfloat16 products" if cpu.get("bfloat16_products") else "")
     )
     yield "gpu: " + (", ".join(f"{g['name']} ({g['capability']})" for g in report["gpu"]) or "none")
     for name, value in report["environment"].items():
