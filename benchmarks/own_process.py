@@ -3,6 +3,7 @@ much memory a call takes."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -56,14 +57,14 @@ def _answer(module: str, function: str, arguments: str, path: str) -> None:
 
 def extra_megabytes(call: Callable[[], object]) -> float | None:
     """By how much `call` raises the peak of this process's resident memory, less what its results
-    keep; None where the system does not tell. To be asked once a process: memory that was freed
-    before would be taken again unseen."""
+    keep; None where the system does not tell. To be asked once a process."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be taken again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _status("VmRSS")
         results = call()
         grown = _status("VmHWM") - before
-    except OSError:
+    except (OSError, AttributeError):
         return None
     kept = results if isinstance(results, tuple) else (results,)
     return grown / 2**20 - sum(t.numel() * t.element_size() for t in kept) / 2**20

@@ -1,3 +1,4 @@
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,11 @@ from tolerances import assert_as_exact_as_torch
 
 import fastgen
 from fastgen.reference.vq_rows import rows_of, rows_of_indices
+
+
+def _free_bytes():
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 nan, inf = float("nan"), float("inf")
@@ -260,6 +266,21 @@ def test_offsets_beyond_32_bits(rotation):
     grad = torch.randn(2, 3, 8).bfloat16()
     a, b = (torch.autograd.grad(o.quantized, t, grad)[0] for o, t in ((got, x), (want, near)))
     assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_free_bytes() < 14e9, reason="needs 14 GB of free memory")
+def test_more_than_2_to_the_31_values():
+    rows, values = 2**15 + 1, 2**16
+    x = torch.randn(1, values).bfloat16().expand(rows, values).requires_grad_()
+    code = torch.randn(1, values).bfloat16()
+    out = fastgen.vq_quantize(x, code)
+    assert out.counts.tolist() == [rows] and not out.indices.any()
+    assert torch.equal(out.sums, x.detach()[:1].double() * rows)
+    assert torch.equal(out.quantized.detach()[-3:], code.expand(3, values))
+    assert (out.commitment == out.commitment[0]).all()
+    (grad,) = torch.autograd.grad(out.quantized, x, torch.ones(1, dtype=x.dtype).expand_as(x))
+    assert (grad[-3:] == 1).all()
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
