@@ -120,14 +120,14 @@ def test_sample_i_of_a_seed_is_the_same_in_any_batch(kind, classes):
 def test_training_lowers_both_losses(kind, labelled, tmp_path):
     options = {"classes": CLASSES if labelled else None, "decay": 0.9}
     net = model(kind, num_codes=16, channels=16, **options)
-    settings = SETTINGS | {"steps": 180, "evaluations": 6, "lr": 0.01, "batch_size": 8}
+    settings = SETTINGS | {"steps": 200, "evaluations": 5, "lr": 0.01, "batch_size": 8}
     result = train(net, data(64, labelled), out=tmp_path, **settings)
     rows = read_log(tmp_path / LOG)
-    assert rows[0]["train_mse"] > 2 * rows[2]["train_mse"] > 0
+    assert rows[0]["train_mse"] > 2 * rows[1]["train_mse"] > 0
     assert result.test["psnr"] > rows[0]["test_psnr"] + 3
-    assert rows[2]["test_psnr"] == rows[-1]["test_psnr"]  # the second half left it alone
+    assert rows[1]["test_psnr"] == rows[-1]["test_psnr"]  # the priors left it alone
     bits = "bits_per_code" if kind is VQVAE else "bottom_bits_per_code"
-    assert rows[3][f"train_{bits}"] > rows[5][f"train_{bits}"] and result.test[bits] < np.log2(16)
+    assert rows[2][f"train_{bits}"] > rows[4][f"train_{bits}"] and result.test[bits] < np.log2(16)
     # what a stage does not measure is nan in the log
     assert np.isnan(rows[0][f"train_{bits}"]) and np.isnan(rows[-1]["train_psnr"])
     prefixes = [""] if kind is VQVAE else ["top_", "bottom_"]
