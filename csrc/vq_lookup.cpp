@@ -113,9 +113,12 @@ void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t count) {
   });
 }
 
-// From 1.2 (16 values, codes far apart) to 1.9 times the speed (512 values) on Zen 4; with fewer
-// values codes are so close that too many have to be compared again.
-bool filter_pays(const VqShape& shape) { return shape.values >= 16 && shape.codes >= 64; }
+// From 1.1 (codes and rows spread evenly) to 1.9 times the speed (rows near their codes) on Zen 4;
+// with fewer values codes are so close that too many have to be compared again, and for few rows
+// the pairs cost more to pack than they save.
+bool filter_pays(const VqShape& shape) {
+  return shape.values >= 16 && shape.codes >= 64 && shape.rows >= 64;
+}
 
 template <class T>
 void lookup(const VqLookup& self, const Tensor& x, const Tensor& codebook, const VqShape& shape) {

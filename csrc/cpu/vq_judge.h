@@ -92,15 +92,19 @@ class Judge {
     for (int v = 0; v < 4; ++v) codes[v] = code(first + v * kLanes<T>);
     T distance[4];
     distances(codes, distance);
-    // Without branches that depend on which it is; near ties, or codes that are not finite, are
-    // few.
-    T least = distance[0];
-    int which = 0;
+    // Which is the least without branches that would depend on it: by the bits of the distances,
+    // the last two of them the number. Near ties, or codes that are not finite, are few.
+    using Int = LaneMask<T>;
+    Int key = std::numeric_limits<Int>::max();
 #pragma GCC unroll 4
-    for (int v = 1; v < 4; ++v) {
-      which = distance[v] < least ? v : which;
-      least = distance[v] < least ? distance[v] : least;
+    for (int v = 0; v < 4; ++v) {
+      Int bits;
+      __builtin_memcpy(&bits, &distance[v], sizeof bits);
+      bits = (bits & std::numeric_limits<Int>::max() & ~Int{3}) | v;
+      key = bits < key ? bits : key;
     }
+    const int which = static_cast<int>(key & 3);
+    const T least = distance[which];
     int near = 0;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) near += !(distance[v] > least + slack() * least);

@@ -19,9 +19,26 @@ FASTGEN_INLINE T absolute(T x) {
 
 template <class T>
 FASTGEN_INLINE bool is_finite(const T* values, int64_t count) {
-  T probe = 0;  // infinity * 0 is NaN
-  for (int64_t i = 0; i < count; ++i) probe += values[i] * 0;
-  return probe == 0;
+  Vec<T> probe{};  // infinity * 0 is NaN
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) probe += load_vector<T>(values + i) * T(0);
+  T rest = sum_of_lanes<T>(probe);
+  for (; i < count; ++i) rest += values[i] * 0;
+  return rest == 0;
+}
+
+// The largest |a[i] - b[i]|; infinite if one is, and any number if one is NaN.
+template <class T>
+FASTGEN_INLINE T largest_difference(const T* a, const T* b, int64_t count) {
+  Vec<T> largest{};
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    const Vec<T> difference = load_vector<T>(a + i) - load_vector<T>(b + i);
+    largest = larger(larger(difference, largest), -difference);
+  }
+  T rest = largest_lane<T>(largest);
+  for (; i < count; ++i) rest = absolute(a[i] - b[i]) > rest ? absolute(a[i] - b[i]) : rest;
+  return rest;
 }
 
 // The power of two that brings x to 1/2 .. 1; 1 for 0.
@@ -73,16 +90,13 @@ void prepare(VqCodes<T>& c) {
   for (int64_t k = 0; k < c.codes; k += step) {
     const T* code = c.given + k * c.values;
     if (!is_finite(code, c.values)) continue;
-    ++count;
-    for (int64_t d = 0; d < c.values; ++d) c.center[d] += (code[d] - c.center[d]) / count;
+    const T share = T(1) / static_cast<T>(++count);
+    for (int64_t d = 0; d < c.values; ++d) c.center[d] += (code[d] - c.center[d]) * share;
   }
   T largest = 0;
   for (int64_t k = 0; k < c.codes; ++k) {
-    const T* code = c.given + k * c.values;
-    for (int64_t d = 0; d < c.values; ++d) {
-      const T size = absolute(code[d] - c.center[d]);
-      if (size > largest && size <= std::numeric_limits<T>::max()) largest = size;
-    }
+    const T reach = largest_difference(c.given + k * c.values, c.center, c.values);
+    if (reach > largest && reach <= std::numeric_limits<T>::max()) largest = reach;
   }
   c.scale = reciprocal_power_of_two(largest);
 }

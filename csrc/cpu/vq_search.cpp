@@ -173,6 +173,9 @@ T hold_far_row(const T* x, const VqCodes<T>& codes, T* to) {
   return dot(to, to, codes.values);
 }
 
+FASTGEN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+FASTGEN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+
 // Of a score x.c - |c|^2 / 2: products, their sum and the bias, each rounded, of values that were
 // rounded when centred. u is the unit roundoff; (1 + u)^n - 1 < 1.01 n u here.
 template <class T>
@@ -204,7 +207,7 @@ void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, i
     const int64_t n = block.live++;
     block.packed[n] = centred;
     block.row[n] = at;
-    const T norm = static_cast<T>(__builtin_sqrt(square)) * T(1.001);
+    const T norm = square_root(square) * T(1.001);
     block.error[n] = score_error(codes, norm);
     if constexpr (sizeof(T) == sizeof(float)) {
       if (codes.pairs != nullptr) {
