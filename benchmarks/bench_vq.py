@@ -22,7 +22,7 @@ _STAGES = 8
 RESIDUAL = problems.named((65536, 1024, 64), (16384, 4096, 128), (256, 1024, 64))
 QUICK_RESIDUAL = problems.named((1024, 1024, 64), (256, 1024, 64))
 RESIDUAL_GOALS = {"65536x1024x64": {"share": 0.86}, "256x1024x64": {"over calls": 1.4}}
-_PEER_SCORES = 1 << 25
+_PEER_SCORES = 1 << 24
 
 RESIDUAL_COLUMNS = {
     "share": ("share of FMA peak", "{:.2f}"),
@@ -36,7 +36,7 @@ RESIDUAL_COLUMNS = {
 RESIDUAL_NOTE = (
     f"{_STAGES} stages, eval mode, without gradients. Separate calls: vq_quantize and a "
     "subtraction for each stage. Limit: 2 N K D for each stage at the measured FMA peak. The peer "
-    "gets at most 2^25 rows x codes, scaled up. Error: of quantized against the separate calls."
+    "gets at most 2^24 rows x codes, scaled up. Error: of quantized against the separate calls."
 )
 
 KMEANS = {"100000x1024x64": Shape(100_000, 1024, 64)}
