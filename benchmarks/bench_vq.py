@@ -96,10 +96,12 @@ def residual_row(shape: Shape, effort: Effort, goals: dict[str, float]) -> Row:
     }
     if "peer" in seconds:
         values["over peer"] = seconds["peer"] * shape.n / fewer.n / seconds["fastgen"]
+    bounds = {}
     if peak is not None:
         limit = _STAGES * shape.flops / peak
         values |= {"limit": 1e3 * limit, "share": limit / seconds["fastgen"]}
-    return Row(values, goals, step=partial(ours, x[None]))
+        bounds = {"over calls": seconds["calls"] / limit}
+    return Row(values, goals, bounds, partial(ours, x[None]))
 
 
 def kmeans_row(shape: Shape, effort: Effort, goals: dict[str, float]) -> Row:

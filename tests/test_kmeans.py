@@ -135,7 +135,7 @@ def test_strided_and_read_only_arrays():
     want = KMeans(5, random_state=0).fit(x)
     frozen = np.asfortranarray(x)
     frozen.setflags(write=False)
-    for same in (frozen, np.repeat(x, 2, axis=1)[:, ::2], x[::-1][::-1], x.tolist()):
+    for same in (frozen, np.repeat(x, 2, axis=1)[:, ::2], x[::-1].copy()[::-1], x.tolist()):
         found = KMeans(5, random_state=0).fit(same)
         np.testing.assert_array_equal(found.labels_, want.labels_)
         assert found.inertia_ == want.inertia_

@@ -145,7 +145,7 @@ class KMeans:
     def _checked(self, X) -> tuple[Tensor, bool]:
         """X as a tensor, and whether it was something else."""
         given_array = not isinstance(X, Tensor)
-        x = torch.from_numpy(np.require(X, requirements=["C", "W"])) if given_array else X.detach()
+        x = _tensor(X) if given_array else X.detach()
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"fastgen.KMeans: X must be float32 or float64, got {x.dtype}; convert it"
@@ -198,6 +198,12 @@ class KMeans:
             found = vq_quantize(x, centers)
         inertia = _total(found.commitment) * x.shape[1]
         return _Run(centers, found.indices, inertia, iterations)
+
+
+def _tensor(X) -> Tensor:
+    """An array as a tensor: in place, unless tensors cannot have its form."""
+    array = np.require(X, requirements="W")
+    return torch.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
 
 
 def _means(x: Tensor, centers: Tensor, found) -> Tensor:

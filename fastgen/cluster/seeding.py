@@ -39,7 +39,7 @@ def spread_rows(x: Tensor, count: int, seed: int, run: int) -> Tensor:
 
     Source: Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, 2007.
     """
-    rows, distance = [], None
+    x, rows, distance = x.contiguous(), [], None
     for uniform in cluster_uniforms(seed, run, count).tolist():
         row = int(uniform * len(x))
         if distance is not None:
