@@ -102,7 +102,7 @@ def nearest_codes(
         # so that what is not a number counts as near, not as far
         near = lanes & ~(best + off < least[:, None])
         crowded = near & ~(next_best + off < least[:, None])
-        if COSINE:  # a zero row is as near to every code: the first one with a direction or without
+        if COSINE:  # a zero row is equally near to every code, so the first group will do
             is_zero = (squares == 0)[:, None]
             near = near & (~is_zero | (t[None, :] == first))
             crowded = near & (crowded | is_zero)
@@ -185,7 +185,7 @@ def search(x, codebook, rows, cosine, filter, dtype, finish):
         "BLOCK_R": BLOCK_ROWS,
         "BLOCK_T": min(BLOCK_GROUPS, triton.next_power_of_2(groups)),
         "BLOCK_D": min(32, max(8, triton.next_power_of_2(values))),
-        "num_warps": 4,
+        "num_warps": 8 if packed.group > 64 else 4,  # a whole group is in registers at a time
         "maxnreg": REGISTERS,
         **OPTIONS,
     }

@@ -114,10 +114,10 @@ def _backward_kernel(
     HAS_GRAD: tl.constexpr, HAS_WEIGHT: tl.constexpr, ROTATION: tl.constexpr,
     WIDE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    head = tl.program_id(1)
+    program, head = tl.program_id(0), tl.program_id(1)
     if WIDE:
-        r, head = r.to(tl.int64), head.to(tl.int64)
+        program, head = program.to(tl.int64), head.to(tl.int64)
+    r = program * BLOCK_R + tl.arange(0, BLOCK_R)
     exists = r < rows
     code = tl.load(indices + head * i_g + row_offset(r, inner, i_o, i_i), mask=exists, other=-1)
     live = exists & (code >= 0)

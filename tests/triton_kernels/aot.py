@@ -38,6 +38,9 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from fastgen.kernels import gated_activation as gate  # noqa: E402
 from fastgen.kernels import gated_masked_conv2d as gated  # noqa: E402
 from fastgen.kernels import masked_conv2d as conv  # noqa: E402
+from fastgen.kernels import vq_ema_update_ as averages  # noqa: E402
+from fastgen.kernels import vq_nearest as nearest  # noqa: E402
+from fastgen.kernels import vq_quantize as quantize  # noqa: E402
 
 ARCHITECTURES = (80, 90)
 REGISTERS = 255  # more is a spill
@@ -105,6 +108,34 @@ def run_tf32():
         torch.backends.cuda.matmul.fp32_precision = former
 
 
+def rows_and_codes(dtype, rows, codes, values, *, heads=None, image=False):
+    shape = (heads,) if heads else ()
+    x = torch.empty(rows, *shape, values, dtype=dtype, device="meta")
+    dim = x.dim() - 1
+    if image:
+        x, dim = torch.empty(rows // 1024, values, 32, 32, dtype=dtype, device="meta"), 1
+    dtype = torch.promote_types(dtype, torch.float32)
+    return x, torch.empty(*shape, codes, values, dtype=dtype, device="meta"), dim
+
+
+def run_lookup(*args, cosine=False, filter=None, **kwargs):
+    nearest.vq_nearest(*rows_and_codes(*args, **kwargs), cosine, filter)
+
+
+def run_quantize(*args, deterministic=False, masked=False, **kwargs):
+    x, codebook, dim = rows_and_codes(*args, **kwargs)
+    mask = torch.empty(x.shape[:1], dtype=torch.bool, device="meta") if masked else None
+    former = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        out = quantize.vq_quantize(x, codebook, dim, mask, False)
+    finally:
+        torch.use_deterministic_algorithms(former)
+    for rotation in (False, True):
+        quantize.vq_quantize_backward(x, out[2], x, out[1], codebook, dim, rotation)
+    averages.vq_ema_update_(codebook, out[3].double(), codebook, out[3], out[4], 0.99, 1e-5)
+
+
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CASES = {
     "bf16 128": lambda: run_convolution(BF16, 128, 128, 3),
@@ -134,6 +165,22 @@ CASES = {
     "f64": lambda: run_convolution(F64, 32, 32, 3),
     "f64 partial": lambda: run_convolution(F64, 32, 32, 3, partial=1),
     "f64 gated": lambda: run_gated(F64, 32, 64, 3),
+    "vq 512x64": lambda: run_lookup(F32, 65536, 512, 64),
+    "vq 8192x256": lambda: run_lookup(F32, 16384, 8192, 256),
+    "vq 1024x32 image": lambda: run_lookup(F32, 2**18, 1024, 32, image=True),
+    "vq 16384x8": lambda: run_lookup(F32, 4096, 16384, 8),
+    "vq 1024x128": lambda: run_lookup(F32, 16384, 1024, 128),
+    "vq bf16 rows": lambda: run_lookup(BF16, 65536, 512, 64),
+    "vq f64 rows": lambda: run_lookup(F64, 65536, 512, 64),
+    "vq float32 scores": lambda: run_lookup(F32, 65536, 512, 64, filter=False),
+    "vq cosine": lambda: run_lookup(F32, 65536, 512, 64, cosine=True),
+    "vq train 512x64": lambda: run_quantize(F32, 65536, 512, 64),
+    "vq train in order": lambda: run_quantize(F32, 65536, 512, 64, deterministic=True),
+    "vq train image": lambda: run_quantize(F32, 65536, 512, 64, image=True),
+    "vq train masked": lambda: run_quantize(BF16, 65536, 8192, 256, masked=True),
+    "vq train f64": lambda: run_quantize(F64, 65536, 512, 64),
+    "vq heads": lambda: run_lookup(F32, 65536, 512, 32, heads=4),
+    "vq 64-bit offsets": lambda: run_lookup(F32, 2**26, 512, 64),
     **{
         f"{name} gate {channels}x{size} {'channels-last' if last else 'plain'}": (
             lambda dtype=dtype, channels=channels, size=size, last=last: run_gate(
@@ -172,7 +219,7 @@ def specialised(kernel, args, kwargs):
         k: v for k, v in kwargs.items() if k in kernel.arg_names
     }
     pointers = {BF16: "*bf16", F16: "*fp16", F32: "*fp32", F64: "*fp64"}
-    pointers |= {torch.int32: "*i32", torch.uint8: "*u8"}
+    pointers |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         name, value = parameter.name, values[parameter.name]
@@ -194,7 +241,8 @@ def options_of(kwargs):
 
 
 def label(kernel, case, kwargs):
-    blocks = [str(kwargs[k]) for k in ("BLOCK_P", "BLOCK_O", "BLOCK_I", "BLOCK_C") if k in kwargs]
+    names = ("BLOCK_P", "BLOCK_O", "BLOCK_I", "BLOCK_C", "BLOCK_R", "BLOCK_K", "BLOCK_T", "BLOCK_D")
+    blocks = [str(kwargs[k]) for k in names if k in kwargs]
     tail = "".join(f" {k[4:].lower()}" for k, v in kwargs.items() if k.startswith("HAS_") and v)
     if "num_stages" in kwargs:
         tail += f" {kwargs['num_warps']} warps {kwargs['num_stages']} stages"
