@@ -217,6 +217,7 @@ void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, i
     }
     store_vector<T>(broadcast<T>(-infinity), block.running[n].best);
     store_vector<T>(broadcast<T>(-infinity), block.running[n].other);
+    for (int i = 0; i < kLanes<T>; ++i) block.running[n].group[i] = 0;
   }
 }
 
