@@ -73,7 +73,7 @@ def contestants(shape: Shape, *, compiled: bool, peers: bool) -> dict[str, tuple
         "fastgen": (lambda: fastgen.vq_nearest(x, codebook), 1.0),
         "float32": (partial(raw, False), 1.0),
     }
-    if measure.isa() == "avx512":
+    if problems.can_filter():
         found["filter"] = (partial(raw, True), 1.0)
     if not peers:
         return found
@@ -162,7 +162,7 @@ def goals_of(name: str) -> dict[str, float]:
     shares = SHARES.get(measure.isa(), {})
     goals = {"share": shares[name]} if name in shares else {}
     wide = SHAPES[name].d >= _WIDE if name in SHAPES else False
-    return goals | ({"filter": FILTER_GOAL} if wide and measure.isa() == "avx512" else {})
+    return goals | ({"filter": FILTER_GOAL} if wide and problems.can_filter() else {})
 
 
 def tables(effort: Effort) -> Iterator[Table]:

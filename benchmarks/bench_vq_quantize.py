@@ -22,7 +22,8 @@ ALSO_AT = ()
 _SCORES = 1 << 24  # rows x codes that the peer is given at most; it is linear in N
 _GRADIENTS = {"rotation": True, "straight": False}
 
-GOALS = dict(zip(SHAPES, (18.0, 20.0, 40.0, 100.0), strict=True))  # 16384x8192x256: with the filter
+_WIDE_GOAL = 20.0 if problems.can_filter() else 14.0
+GOALS = dict(zip(SHAPES, (18.0, _WIDE_GOAL, 40.0, 100.0), strict=True))
 
 COLUMNS = {
     "over rotation": ("over vector-quantize-pytorch", "{:.1f}x"),

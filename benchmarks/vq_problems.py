@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastgen import _load
+
 
 class Shape(NamedTuple):
     """Rows, codes, values."""
@@ -88,8 +90,9 @@ def check_nearest(indices: Tensor, x: Tensor, codebook: Tensor) -> int:
     return int((nearest != indices[:rows]).sum())
 
 
-def ratio(theirs: dict[str, float], name: str, ours: float) -> float | None:
-    return theirs[name] / ours if name in theirs else None
+def can_filter() -> bool:
+    """Whether the lookup may compute scores in bfloat16 first."""
+    return _load.EXTENSION is not None and _load.EXTENSION.multiplies_bfloat16()
 
 
 def best(times: dict[str, float], names) -> float | None:
@@ -104,11 +107,6 @@ def missing_note() -> str:
     peers["vector_quantize_pytorch"] = "vector-quantize-pytorch"
     absent = [name for module, name in peers.items() if peer(module) is None]
     return f" Not installed: {', '.join(absent)}." if absent else ""
-
-
-def bounded(peers: dict[str, float], limit: float | None) -> dict[str, float]:
-    """What the ratios over the peers would be for a lookup at the FMA peak; seconds."""
-    return {} if limit is None else {f"over {name}": t / limit for name, t in peers.items()}
 
 
 def megabytes(count: float) -> float:
