@@ -10,7 +10,8 @@ import triton.language as tl
 
 from ._portable import OPTIONS, accumulation_dtype, load, needs_int64, on_device_of
 from ._rows import Rows, row_offset, row_strides
-from ._vq_scores import REGISTERS, kept_rows, pack, reach, scores, uses_filter
+from ._vq_pack import REGISTERS, pack
+from ._vq_scores import kept_rows, reach, scores, uses_filter
 
 BLOCK_ROWS, BLOCK_GROUPS = 32, 16
 

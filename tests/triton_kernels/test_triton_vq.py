@@ -9,6 +9,7 @@ from guard import guarded
 from tolerances import assert_as_exact_as_torch
 
 import fastgen
+from fastgen.kernels import _vq_pack as packing
 from fastgen.kernels import _vq_scores as filter_kernels
 from fastgen.kernels import vq_ema_update_ as averages
 from fastgen.kernels import vq_nearest as nearest
@@ -159,14 +160,14 @@ def test_many_values(monkeypatch):
     """More than stay on the chip: the sum runs over blocks of values, for each tile of codes."""
     x, codebook = torch.randn(20, 150), torch.randn(140, 150)
     whole = check(x, codebook)
-    monkeypatch.setattr(filter_kernels, "RESIDENT_VALUES", 64)
+    monkeypatch.setattr(packing, "RESIDENT_VALUES", 64)
     assert torch.equal(check(x, codebook), whole)
     check(x, codebook, filter=False)
 
 
 def kept_scores(x, codebook, cosine=False, rounds=True):
     """(packed codebook, highest, second) (groups, rows) of x (rows, D)."""
-    packed = filter_kernels.pack(codebook[None], cosine, x.dtype, rounds)
+    packed = packing.pack(codebook[None], cosine, x.dtype, rounds)
     kept = filter_kernels.kept_rows(len(x), packed)
     highest, second = (torch.full((1, packed.norms.shape[1], kept), nan) for _ in range(2))
     filter_kernels.scores(x[None, :, None], len(x), packed, 0, highest, second)
@@ -192,7 +193,7 @@ def test_many_rows_take_turns(monkeypatch):
 
 
 def test_64_bit_offsets(monkeypatch):
-    for module in (filter_kernels, nearest, kernels, averages):
+    for module in (packing, filter_kernels, nearest, kernels, averages):
         monkeypatch.setattr(module, "needs_int64", lambda *_: True)
     x, codebook = torch.randn(2, 9, 5), torch.randn(2, 70, 5)
     check(x.transpose(0, 1), codebook)
