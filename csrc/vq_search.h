@@ -29,6 +29,8 @@ struct VqCodes {
   T* panels;        // [panel][value][column]: (given - center) * scale
   T* bias;          // [panel][column]: -|packed code|^2 / 2; what cannot be chosen: -infinity
   uint32_t* pairs;  // the panels in bfloat16, [panel][pair of values][column]; or null: no filter
+  T* lost;          // [panel][column]: the square of what that took away; beside pairs
+  T most_lost;      // at least the norm of that of every code
 };
 
 // The rows of one head, and where results go. Row r's place among results is
@@ -51,7 +53,7 @@ struct VqSearchKernels {
   void (*prepare)(VqCodes<T>& codes);       // fills center and scale
   // Packs panels [begin, end), with their bias and pairs.
   void (*pack)(const VqCodes<T>& codes, int64_t begin, int64_t end);
-  void (*measure)(VqCodes<T>& codes);  // fills longest
+  void (*measure)(VqCodes<T>& codes);  // fills longest and most_lost
   int64_t (*block_rows)(int64_t values);
   int64_t (*scratch_bytes)(int64_t rows, int64_t values);
   // Rows [begin, end), at most block_rows of them.

@@ -1,5 +1,6 @@
-// The first pass in bfloat16, at twice the speed of float32: its scores are off by up to 2^-7 |x|
-// |c|, so more codes are compared again by their distances; pays for long rows.
+// The first pass in bfloat16, at twice the speed of float32. What rounding takes away of a row and
+// of the codes is known, so is how far scores may be off; more codes are compared again by
+// distances.
 #pragma once
 
 #include "cpu/vq_panels.h"
@@ -8,9 +9,6 @@
 namespace fastgen {
 namespace FASTGEN_ISA_NS {
 namespace {
-
-// Both factors of a product are rounded by up to 2^-8 of themselves.
-constexpr float kFilterError = 1.02f / 128;
 
 #if defined(__AVX512F__)
 

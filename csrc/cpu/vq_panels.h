@@ -101,19 +101,55 @@ void prepare(VqCodes<T>& c) {
   c.scale = reciprocal_power_of_two(largest);
 }
 
-// Two bfloat16 to a word, as the instruction wants them.
-FASTGEN_INLINE uint32_t bfloat16_pair(float first, float second) {
-  BFloat16 a, b;
-  store(first, &a);
-  store(second, &b);
-  return a.bits | static_cast<uint32_t>(b.bits) << 16;
+// The nearest bfloat16, ties to even, as the upper half of a word; of finite values.
+template <class Bits>
+FASTGEN_INLINE Bits rounded_bits(Bits bits) {
+  return (bits + 0x7fff + ((bits >> 16) & 1)) & static_cast<int32_t>(0xffff0000);
 }
+
+// Two bfloat16 to a word, as the instruction wants them.
+FASTGEN_INLINE uint32_t pair_of(uint32_t first, uint32_t second) { return first >> 16 | second; }
 
 FASTGEN_INLINE int64_t pairs_of(int64_t values) { return (values + 1) / 2; }
 
-inline void pack_pairs(const float* x, int64_t values, uint32_t* pairs) {
-  for (int64_t d = 0; d + 1 < values; d += 2) pairs[d / 2] = bfloat16_pair(x[d], x[d + 1]);
-  if (values % 2 != 0) pairs[values / 2] = bfloat16_pair(x[values - 1], 0);
+// A row in pairs; returns the square of what rounding took away.
+inline float pack_pairs(const float* x, int64_t values, uint32_t* pairs) {
+  constexpr int kStep = 2 * kLanes<float>;
+  Vec<float> squares{};
+  for (int64_t d = 0; d < values; d += kStep) {
+    float part[kStep] = {};
+    __builtin_memcpy(part, x + d, sizeof(float) * (values - d < kStep ? values - d : kStep));
+    uint32_t bits[kStep];
+#pragma GCC unroll 2
+    for (int i = 0; i < kStep; i += kLanes<float>) {
+      const Vec<float> v = load_vector<float>(part + i);
+      const BitVec<float> rounded = rounded_bits((BitVec<float>)v);
+      squares += (v - (Vec<float>)rounded) * (v - (Vec<float>)rounded);
+      __builtin_memcpy(bits + i, &rounded, sizeof rounded);
+    }
+    const int64_t left = pairs_of(values) - d / 2;
+    for (int i = 0; i < kLanes<float> && i < left; ++i) {
+      pairs[d / 2 + i] = pair_of(bits[2 * i], bits[2 * i + 1]);
+    }
+  }
+  return sum_of_lanes<float>(squares);
+}
+
+// A panel of `columns` codes in pairs, and the square of what rounding took away of each.
+inline void pack_panel_pairs(const float* panel, int64_t values, int columns, uint32_t* pairs,
+                             float* lost) {
+  const float none[kTileColumns<float>] = {};
+  for (int i = 0; i < columns; ++i) lost[i] = 0;
+  for (int64_t d = 0; d < values; d += 2, pairs += columns) {
+    const float* first = panel + d * columns;
+    const float* second = d + 1 < values ? first + columns : none;
+    for (int i = 0; i < columns; ++i) {
+      const uint32_t a = rounded_bits(bits_of(first[i])), b = rounded_bits(bits_of(second[i]));
+      pairs[i] = pair_of(a, b);
+      const float u = first[i] - float_of(a), v = second[i] - float_of(b);
+      lost[i] += u * u + v * v;
+    }
+  }
 }
 
 template <class T>
@@ -146,13 +182,9 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
       for (int64_t d = 0; d < c.values; ++d) panel[d * columns + i] = 0;
     }
     if (c.pairs == nullptr) continue;
-    uint32_t* pairs = c.pairs + first * pairs_of(c.values);
-    for (int64_t d = 0; d < c.values; d += 2) {
-      const T* line = panel + d * columns;
-      for (int i = 0; i < columns; ++i) {
-        const float next = d + 1 < c.values ? static_cast<float>(line[columns + i]) : 0.f;
-        *pairs++ = bfloat16_pair(static_cast<float>(line[i]), next);
-      }
+    if constexpr (sizeof(T) == sizeof(float)) {
+      pack_panel_pairs(panel, c.values, columns, c.pairs + first * pairs_of(c.values),
+                       c.lost + first);
     }
   }
 }
@@ -161,11 +193,14 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
 template <class T>
 void measure(VqCodes<T>& c) {
   const int64_t columns = (c.codes + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-  T least = 0;
+  T least = 0, lost = 0;
   for (int64_t k = 0; k < columns; ++k) {
     if (c.bias[k] < least && c.bias[k] >= -std::numeric_limits<T>::max()) least = c.bias[k];
   }
   c.longest = c.cosine ? T(1.001) : static_cast<T>(__builtin_sqrt(-2. * least)) * T(1.001);
+  if (c.pairs == nullptr) return;
+  for (int64_t k = 0; k < columns; ++k) lost = c.lost[k] > lost ? c.lost[k] : lost;
+  c.most_lost = static_cast<T>(__builtin_sqrt(1. * lost)) * T(1.001);
 }
 
 }  // namespace
