@@ -70,9 +70,12 @@ bool isa_supported(Isa level) {
 
 bool multiplies_bfloat16() {
 #if defined(__x86_64__)
-  if (active_isa() != Isa::kAvx512) return false;
-  unsigned eax, ebx, ecx, edx;  // not every compiler's __builtin_cpu_supports knows it
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5);
+  // asked once: in a virtual machine the instruction that tells takes microseconds
+  static const bool has_instruction = [] {
+    unsigned eax, ebx, ecx, edx;  // not every compiler's __builtin_cpu_supports knows it
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5);
+  }();
+  return has_instruction && active_isa() == Isa::kAvx512;
 #else
   return false;
 #endif
