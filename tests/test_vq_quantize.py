@@ -7,6 +7,7 @@ import torch
 from tolerances import assert_as_exact_as_torch
 
 import fastgen
+from fastgen.reference import vq_quantize as reference
 from fastgen.reference.vq_rows import rows_of, rows_of_indices
 
 
@@ -503,6 +504,38 @@ def test_codebook_loss_leaves_out_what_is_not_finite():
     assert torch.equal(*grads)
 
 
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_codebook_loss_leaves_out_codes_that_are_not_chosen(bad):
+    x, codebook = torch.randn(20, 4), torch.randn(5, 4)
+    codebook[2] = bad
+    codebook.requires_grad_()
+    loss = fastgen.vq_codebook_loss(codebook, fastgen.vq_quantize(x, codebook))
+    finite = codebook.detach()[[0, 1, 3, 4]].requires_grad_()
+    want = fastgen.vq_codebook_loss(finite, fastgen.vq_quantize(x, finite))
+    torch.testing.assert_close(loss, want)
+    (grad,), (want,) = (torch.autograd.grad(*t) for t in ((loss, codebook), (want, finite)))
+    assert not grad[2].any() and torch.equal(grad[[0, 1, 3, 4]], want)
+
+
+def test_codebook_loss_names_a_codebook_of_another_shape():
+    out = fastgen.vq_quantize(torch.randn(6, 4), torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"vq_codebook_loss: codebook must be \(5, 4\), .* \(4,\)"):
+        fastgen.vq_codebook_loss(torch.randn(4), out)
+
+
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_without_a_finite_code_nothing_is_chosen(bad):
+    x, codebook = torch.randn(2, 6, 2, 4), torch.randn(2, 5, 4)
+    codebook[1, :, 2] = bad
+    expected = reference.vq_quantize(x, codebook, 3, None)
+    for out in (expected, fastgen.vq_quantize(x, codebook)):
+        quantized, indices, commitment, counts, sums = out
+        assert not indices[..., 1].any() and quantized[:, :, 1].isnan().all()
+        assert commitment.reshape(2, 6, 2)[..., 1].isnan().all()
+        assert counts.sum(1).tolist() == [12, 0] and not sums[1].any()
+        assert quantized[:, :, 0].isfinite().all() and sums.isfinite().all()
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("rotation", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
@@ -601,6 +634,7 @@ x, c = torch.zeros(2, 4, 3, 3), torch.zeros(5, 4)
         ((x, c[0]), {}, ValueError, r"codebook must be \(K, D\).* got shape \(4,\)"),
         ((x, c[:0]), {}, ValueError, r"at least one code, got shape \(0, 4\)"),
         ((x, c.to("meta")), {}, ValueError, "codebook must be on x's device cpu, got meta"),
+        ((x[0, 0, 0, 0], c), {}, ValueError, "x must have an axis of 4 values, got a scalar"),
         ((x, c), {"dim": 4}, ValueError, "dim must be an axis of x, -4 .. 3, got 4"),
         ((x, c), {"dim": 1.0}, ValueError, "dim must be an axis of x"),
         ((x, c), {"dim": True}, ValueError, "dim must be an axis of x"),

@@ -20,6 +20,11 @@ def checked_rows(op: str, x: Tensor, codebook: Tensor, dim: int) -> int:
             f"fastgen.{op}: codebook must be on x's device {x.device}, got {codebook.device}; "
             f"move it with codebook.to({str(x.device)!r})"
         )
+    if x.dim() == 0:
+        raise ValueError(
+            f"fastgen.{op}: x must have an axis of {codebook.shape[-1]} values, got a scalar; "
+            "pass rows (N, D), or one vector (D,)"
+        )
     heads = codebook.dim() == 3
     if isinstance(dim, bool) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
         raise ValueError(

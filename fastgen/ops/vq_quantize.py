@@ -87,7 +87,8 @@ def vq_quantize(
         commitment: (rows,), the indices flattened; float32, or float64 if x or the codebook is.
         counts: int64, the codebook's shape without D.
         sums: float64, the codebook's shape.
-        A row with NaN or infinity gives quantized NaN, index 0, commitment NaN and is not counted.
+        A row with NaN or infinity, and any row if no code is finite, gives quantized NaN, index 0,
+        commitment NaN and is not counted.
 
         The codebook gets no gradient here: move it by `vq_ema_update_`, or train it by
         `vq_codebook_loss`, which needs no more than counts and sums.
@@ -118,13 +119,23 @@ def vq_codebook_loss(codebook: Tensor, quantized: Quantized) -> Tensor:
         quantized: what `vq_quantize` returned.
 
     Returns:
-        A scalar in commitment's dtype; 0, with a gradient of zeros, if no row was counted.
+        A scalar in commitment's dtype; 0, with a gradient of zeros, if no row was counted. A code
+        that nothing chose takes no part, whatever it holds.
+
+    Raises:
+        ValueError: a codebook of another shape.
 
     Source: van den Oord et al., Neural Discrete Representation Learning, 2017, eq. 3, second term.
     """
+    if codebook.shape != quantized.sums.shape:
+        raise ValueError(
+            f"fastgen.vq_codebook_loss: codebook must be {tuple(quantized.sums.shape)}, which "
+            f"quantized was made with, got {tuple(codebook.shape)}; pass the same codebook"
+        )
     counts, sums = quantized.counts.double(), quantized.sums
     values = counts.sum().clamp(min=1) * codebook.shape[-1]
-    c = codebook.double()
+    # 0 times a code that is not finite would be NaN
+    c = torch.where(counts.unsqueeze(-1) > 0, codebook.double(), 0)
     # sum over rows of |x - c|^2 without its constant |x|^2
     moving = (counts * c.square().sum(-1)).sum() - 2 * (c * sums).sum()
     value = quantized.commitment.detach().nansum(dtype=torch.float64) * codebook.shape[-1]

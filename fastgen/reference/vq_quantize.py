@@ -27,6 +27,8 @@ def vq_quantize(
     live = live.expand_as(index)
     # a row that is not finite has no nearest code: NaN comes out, and it counts nowhere
     finite = rows.isfinite().all(2)
+    # nor has any row where no code is finite
+    finite = finite & codes.isfinite().all(2).any(1, keepdim=True)
 
     quantized = codes.gather(1, index.unsqueeze(2).expand_as(rows))
     quantized = torch.where(finite.unsqueeze(2), quantized, torch.nan)
