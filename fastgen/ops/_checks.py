@@ -6,12 +6,16 @@ from torch.autograd import forward_ad
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def float_tensor(op, name, value):
+def tensor(op, name, value):
     if not isinstance(value, torch.Tensor):
         raise TypeError(
             f"fastgen.{op}: {name} must be a tensor, got {type(value).__name__}; "
             "pass a torch.Tensor"
         )
+
+
+def float_tensor(op, name, value):
+    tensor(op, name, value)
     if value.dtype not in FLOATS:
         raise TypeError(
             f"fastgen.{op}: {name} must be float32, float64, bfloat16 or float16, "

@@ -57,8 +57,9 @@ def vq_ema_update_(
         None.
 
     Raises:
-        TypeError: a dtype that is none of these.
-        ValueError: shapes or devices that differ, decay outside [0, 1], eps not positive.
+        TypeError: no tensor, or a dtype that is none of these.
+        ValueError: shapes or devices that differ, decay outside [0, 1], eps not positive; two of
+            the written tensors at one address (not read inside torch.compile).
 
     Source: van den Oord et al., Neural Discrete Representation Learning, 2017, appendix A.1.
     """
@@ -69,6 +70,8 @@ def vq_ema_update_(
         ("embed_avg", embed_avg),
     ):
         _checks.float_tensor(name, argument, value)
+    _checks.tensor(name, "counts", counts)
+    _checks.tensor(name, "sums", sums)
     if embed.dim() not in (2, 3):
         raise ValueError(
             f"fastgen.{name}: embed must be (K, D) or (G, K, D), got shape {tuple(embed.shape)}"
@@ -99,9 +102,23 @@ def vq_ema_update_(
         raise ValueError(f"fastgen.{name}: decay must be in [0, 1], got {decay}")
     if not eps > 0:
         raise ValueError(f"fastgen.{name}: eps must be positive, got {eps}")
+    if not torch.compiler.is_compiling():
+        _check_apart(name, embed=embed, cluster_size=cluster_size, embed_avg=embed_avg)
     torch.ops.fastgen.vq_ema_update_(
         embed.detach(), cluster_size.detach(), embed_avg.detach(), counts, sums, decay, eps
     )
+
+
+def _check_apart(name, **written):
+    seen = {}
+    for argument, value in written.items():
+        address = value.data_ptr()  # 0 without memory, as on meta
+        if address and address in seen:
+            raise ValueError(
+                f"fastgen.{name}: {argument} must have memory of its own, got that of "
+                f"{seen[address]}; pass a clone"
+            )
+        seen[address] = argument
 
 
 @torch.library.register_fake("fastgen::vq_ema_update_")
