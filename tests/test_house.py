@@ -133,6 +133,15 @@ def test_no_raw_openmp_pragma():
         )
 
 
+def test_every_submodule_of_the_pages_needs_no_import_of_its_own():
+    text = "".join(p.read_text() for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    names = sorted(set(re.findall(r"\bfastgen\.(\w+)\.\w+\(", text)))
+    assert "train" in names
+    for name in names:
+        run = subprocess.run([sys.executable, "-c", f"import fastgen; fastgen.{name}"], cwd=ROOT)
+        assert run.returncode == 0, f"fastgen.{name}"
+
+
 def test_import_loads_neither_triton_nor_a_compiler_and_is_quick():
     code = """
 import sys, time
