@@ -278,6 +278,18 @@ def test_an_empty_batch_costs_nothing_and_changes_nothing(options, threshold):
     assert_unchanged(layer, state)
 
 
+@pytest.mark.parametrize("options", [{}, SEPARATE], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_an_active_code_the_orthogonal_loss_is_0(options, masked):
+    active = dict(orthogonal_reg_weight=2.0, orthogonal_reg_active_codes_only=True)
+    layer = VectorQuantize(**PLAIN, **options, **active)
+    x = rows(2, 9, 8) if masked else rows(2, 0, 8)
+    mask = torch.zeros(2, 9, dtype=torch.bool) if masked else None
+    loss = layer(x, mask=mask)[2]
+    loss.backward()
+    assert loss == 0 and not layer._codebook.embed.grad.any()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [{}, dict(threshold_ema_dead_code=2)], ids=str)
 def test_a_row_that_is_not_finite_moves_no_code(bad, options):

@@ -41,7 +41,8 @@ def code_cross_entropy(
 
 
 def orthogonal_loss(codebook: Tensor, counts: Tensor | None, max_codes: int | None) -> Tensor:
-    """The mean over pairs of codes of their squared cosine, less the 1 / n of each with itself.
+    """The mean over pairs of codes of their squared cosine, less the 1 / n of each with itself; 0
+    without any code.
 
     Args:
         codebook: (G, K, D). Holds G K^2 cosines.
@@ -61,4 +62,5 @@ def orthogonal_loss(codebook: Tensor, counts: Tensor | None, max_codes: int | No
         active = active & (rank <= max_codes)
     unit = F.normalize(codebook, dim=2, eps=1e-6) * active.unsqueeze(2)
     n = active.sum(1).clamp(min=1)
-    return ((unit @ unit.mT).square().sum((1, 2)) / n**2 - 1 / n).mean()
+    alone = active.any(1) / n  # the share of a code with itself; none without codes
+    return ((unit @ unit.mT).square().sum((1, 2)) / n**2 - alone).mean()
