@@ -52,6 +52,8 @@ class Packed {
     codes_.cosine = cosine;
     codes_.center = take<T>(shape.values);
     codes_.bias = take<T>(columns);
+    codes_.mark = take<T>(columns);
+    codes_.places = take<int64_t>(vq_places(shape.codes));
     codes_.panels = take<T>(columns * shape.values);
     if (filter) {
       codes_.pairs = take<uint32_t>(columns * ((shape.values + 1) / 2));
@@ -76,6 +78,7 @@ class Packed {
     const int64_t panels = (count + kernels_.panel_columns - 1) / kernels_.panel_columns;
     at::parallel_for(0, panels, grain(values * kernels_.panel_columns),
                      [&](int64_t begin, int64_t end) { kernels_.pack(codes_, begin, end); });
+    kernels_.drop_duplicates(codes_);
     kernels_.measure(codes_);
     return codes_;
   }
@@ -107,11 +110,18 @@ void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t count) {
   const int64_t block = std::min(kernels.block_rows(codes.values), (share + 5) / 6 * 6);
   const int64_t blocks = (count + block - 1) / block;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> filters{codes.pairs != nullptr};
+  VqCodes<T> unfiltered = codes;
+  unfiltered.pairs = nullptr;
   at::parallel_for(0, std::min(useful, blocks), 1, [&](int64_t, int64_t) {
     const Tensor scratch = uninitialised(kernels.scratch_bytes(block, codes.values));
     for (int64_t b; (b = next.fetch_add(1)) < blocks;) {
-      kernels.search(codes, rows, b * block, std::min(count, (b + 1) * block),
-                     scratch.mutable_data_ptr());
+      const int64_t begin = b * block, end = std::min(count, begin + block);
+      const bool filtered = filters;
+      const int64_t again = kernels.search(filtered ? codes : unfiltered, rows, begin, end,
+                                           scratch.mutable_data_ptr());
+      // A second pass costs what the filter saves on two rows. The results are the same.
+      if (filtered && 4 * again > end - begin) filters = false;
     }
   });
 }

@@ -28,6 +28,8 @@ struct VqCodes {
   T longest;        // at least the norm of every packed code
   T* panels;        // [panel][value][column]: (given - center) * scale
   T* bias;          // [panel][column]: -|packed code|^2 / 2; what cannot be chosen: -infinity
+  T* mark;          // [panel][column]: equal for equal codes, and hardly ever for others
+  int64_t* places;  // [vq_places(codes)]: where to look for a code by its mark
   uint32_t* pairs;  // the panels in bfloat16, [panel][pair of values][column]; or null: no filter
   T* lost;          // [panel][column]: the square of what that took away; beside pairs
   T most_lost;      // at least the norm of that of every code
@@ -46,6 +48,13 @@ struct VqRows {
   StridedRows quantized;  // where commitment is wanted
 };
 
+// A power of two that leaves at least every second place free.
+inline int64_t vq_places(int64_t codes) {
+  int64_t places = 2;
+  while (places < 2 * codes) places *= 2;
+  return places;
+}
+
 template <class T>
 struct VqSearchKernels {
   int panel_columns;
@@ -53,12 +62,13 @@ struct VqSearchKernels {
   void (*prepare)(VqCodes<T>& codes);       // fills center and scale
   // Packs panels [begin, end), with their bias and pairs.
   void (*pack)(const VqCodes<T>& codes, int64_t begin, int64_t end);
-  void (*measure)(VqCodes<T>& codes);  // fills longest and most_lost
+  void (*drop_duplicates)(VqCodes<T>& codes);  // by their bias: an equal one has a lower index
+  void (*measure)(VqCodes<T>& codes);          // fills longest and most_lost
   int64_t (*block_rows)(int64_t values);
   int64_t (*scratch_bytes)(int64_t rows, int64_t values);
-  // Rows [begin, end), at most block_rows of them.
-  void (*search)(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
-                 void* scratch);
+  // Rows [begin, end), at most block_rows of them; returns how many took a second pass.
+  int64_t (*search)(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+                    void* scratch);
 };
 
 struct VqKernels {

@@ -193,27 +193,25 @@ FASTGEN_INLINE T sum_of_lanes(Vec<T> x) {
   return values[0];
 }
 
-// The sums of several vectors at once take fewer shuffles.
+// The sums of one vector or of four at once, which takes fewer shuffles; the same bits either way.
 template <class T, int N>
 FASTGEN_INLINE void sums_of_lanes(const Vec<T> (&x)[N], T (&out)[N]) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4 && N == 4) {
+#if defined(__AVX__)
+  if constexpr (sizeof(T) == 4 && (N == 1 || N == 4)) {
     __m256 half[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      half[i] = _mm256_add_ps(_mm512_extractf32x8_ps((__m512)x[i], 0),
-                              _mm512_extractf32x8_ps((__m512)x[i], 1));
+#if defined(__AVX512F__)
+      half[i] = _mm256_add_ps(_mm512_extractf32x8_ps((__m512)x[i % N], 0),
+                              _mm512_extractf32x8_ps((__m512)x[i % N], 1));
+#else
+      half[i] = (__m256)x[i % N];
+#endif
     }
     const __m256 pairs =
         _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-    return;
-  }
-#elif defined(__AVX__)
-  if constexpr (sizeof(T) == 4 && N == 4) {
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)x[0], (__m256)x[1]),
-                                        _mm256_hadd_ps((__m256)x[2], (__m256)x[3]));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+    __builtin_memcpy(out, &sums, sizeof out);
     return;
   }
 #endif

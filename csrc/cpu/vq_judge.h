@@ -39,8 +39,15 @@ class Judge {
 
   // Of the nearest; 0 if no code can be chosen.
   int64_t index() const { return index_ < 0 ? 0 : index_; }
-  // |x - code|^2 times scale^2; NaN if no code can be chosen.
-  T distance() const { return index_ < 0 ? std::numeric_limits<T>::quiet_NaN() : distance_; }
+  // |x - code|^2; NaN if no code can be chosen.
+  T distance() const {
+    if (index_ < 0) return std::numeric_limits<T>::quiet_NaN();
+    // scaled squares leave the range where a row is far from all codes, or on one of them
+    const T tiny = std::numeric_limits<T>::min() * (1 << 20);
+    const bool in_range = distance_ > tiny && distance_ <= std::numeric_limits<T>::max();
+    if (!in_range) return static_cast<T>(exact(index_, 1));
+    return distance_ / codes_->scale / codes_->scale;
+  }
 
  private:
   FASTGEN_INLINE const T* code(int64_t k) const { return codes_->given + k * codes_->values; }
@@ -78,7 +85,7 @@ class Judge {
   }
 
   void decide(int64_t k, T distance) {
-    if (!(distance == distance)) return;  // of a code that is not finite
+    if (!(distance <= std::numeric_limits<T>::max()) && !is_finite(code(k), codes_->values)) return;
     const T margin = slack() * distance_;
     if (index_ >= 0 && distance > distance_ + margin) return;
     if (index_ >= 0 && !(distance < distance_ - margin) && !is_nearer(k, distance)) return;
@@ -124,17 +131,17 @@ class Judge {
     if constexpr (sizeof(T) == sizeof(double)) {
       return distance < distance_ || (distance == distance_ && k < index_);
     } else {
-      const double mine = exact(k), theirs = exact(index_);
+      const double mine = exact(k, codes_->scale), theirs = exact(index_, codes_->scale);
       return mine < theirs || (mine == theirs && k < index_);
     }
   }
 
-  double exact(int64_t k) const {
+  double exact(int64_t k, double scale) const {
     const T* c = code(k);
     if (codes_->cosine && cosine_distance(c, 0) != 0) return cosine_distance(c, 0);
     double sum = 0;
     for (int64_t d = 0; d < codes_->values; ++d) {
-      const double difference = (static_cast<double>(x_[d]) - c[d]) * codes_->scale;
+      const double difference = (static_cast<double>(x_[d]) - c[d]) * scale;
       sum += difference * difference;
     }
     return sum;

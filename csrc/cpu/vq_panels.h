@@ -27,6 +27,13 @@ FASTGEN_INLINE bool is_finite(const T* values, int64_t count) {
   return rest == 0;
 }
 
+template <class T>
+FASTGEN_INLINE bool are_equal(const T* a, const T* b, int64_t count) {
+  int64_t i = 0;
+  while (i < count && a[i] == b[i]) ++i;
+  return i == count;
+}
+
 // The largest |a[i] - b[i]|; infinite if one is, and any number if one is NaN.
 template <class T>
 FASTGEN_INLINE T largest_difference(const T* a, const T* b, int64_t count) {
@@ -152,6 +159,12 @@ inline void pack_panel_pairs(const float* panel, int64_t values, int columns, ui
   }
 }
 
+// Any odd numbers will do.
+template <class T>
+FASTGEN_INLINE T mark_weight(int64_t d) {
+  return static_cast<T>((static_cast<uint32_t>(d) * 2654435761u + 40503u) >> 12 | 1);
+}
+
 template <class T>
 void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
   constexpr int W = kTileColumns<T>;
@@ -162,14 +175,16 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
     T* panel = c.panels + first * c.values;
     transpose<T>(c.given + first * c.values, c.values, panel, columns, live, c.values);
     double square[W] = {};
-    T probe[W] = {};
+    T probe[W] = {}, mark[W] = {};
     for (int64_t d = 0; d < c.values; ++d) {
+      const T weight = mark_weight<T>(d);
       T* line = panel + d * columns;
       for (int i = live; i < columns; ++i) line[i] = 0;
       for (int i = 0; i < columns; ++i) {
         probe[i] += line[i] * 0;
         line[i] = (line[i] - c.center[d]) * c.scale;
         square[i] += static_cast<double>(line[i]) * line[i];
+        mark[i] += line[i] * weight;
       }
     }
     for (int i = 0; i < columns; ++i) {
@@ -178,6 +193,7 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
       const double offset = c.cosine ? 0 : -0.5 * square[i];
       c.bias[first + i] =
           can_be_chosen ? static_cast<T>(offset) : -std::numeric_limits<T>::infinity();
+      c.mark[first + i] = mark[i];
       if (can_be_chosen) continue;
       for (int64_t d = 0; d < c.values; ++d) panel[d * columns + i] = 0;
     }
@@ -186,6 +202,27 @@ void pack(const VqCodes<T>& c, int64_t begin, int64_t end) {
       pack_panel_pairs(panel, c.values, columns, c.pairs + first * pairs_of(c.values),
                        c.lost + first);
     }
+  }
+}
+
+// Of equal codes the first is chosen, so the others need not be looked at; as many as there are
+// (codes that were never used, a start from too few rows) they would all be near ties.
+template <class T>
+void drop_duplicates(VqCodes<T>& c) {
+  const uint64_t last = static_cast<uint64_t>(vq_places(c.codes)) - 1;
+  for (uint64_t place = 0; place <= last; ++place) c.places[place] = -1;
+  for (int64_t k = 0; k < c.codes; ++k) {
+    if (!(c.bias[k] >= -std::numeric_limits<T>::max())) continue;
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &c.mark[k], sizeof c.mark[k]);
+    uint64_t place = (bits * 0x9E3779B97F4A7C15u) >> 20 & last;
+    for (; c.places[place] >= 0; place = (place + 1) & last) {
+      if (!are_equal(c.given + c.places[place] * c.values, c.given + k * c.values, c.values))
+        continue;
+      c.bias[k] = -std::numeric_limits<T>::infinity();
+      break;
+    }
+    if (c.places[place] < 0) c.places[place] = k;
   }
 }
 

@@ -3,6 +3,7 @@
 #include "cpu/vq_filter.h"
 #include "cpu/vq_judge.h"
 #include "cpu/vq_panels.h"
+#include "cpu/vq_reach.h"
 #include "cpu/vq_running.h"
 
 namespace fastgen {
@@ -38,22 +39,26 @@ struct Find {
   static constexpr TileTable<Kernel, decltype(&Kernel<1, 1>::run)> kTable{};
 };
 
-// Second pass over a panel, for rows with near ties that share a lane: every code whose score
-// reaches `least`.
+// Second pass over a panel, for rows with near ties that share a lane: every code whose score may
+// reach the row's `least`.
 template <class T>
 struct Collect {
   template <int MR, int NV>
   struct Kernel {
-    static void run(const T* const* rows, const Group<T, T>& panel, int64_t first, const T* least,
-                    Judge<T>* judges) {
+    static void run(const VqCodes<T>& codes, const T* const* rows, int64_t first,
+                    const Reach<T>* reach, Judge<T>* judges) {
       Tile<T, MR, NV> tile;
-      tile.start(panel.bias);
-      add_products(rows, panel.columns, panel.length, tile);
+      tile.start(codes.bias + first);
+      add_products(rows, codes.panels + first * codes.values, codes.values, tile);
       for (int i = 0; i < MR; ++i) {
+        const T least = reach[i].least - score_error(codes, reach[i].norm, codes.longest);
         for (int v = 0; v < NV; ++v) {
-          uint32_t bits = lane_bits<T>(tile.sum[i][v] >= broadcast<T>(least[i]));
+          uint32_t bits = lane_bits<T>(tile.sum[i][v] >= broadcast<T>(least));
           for (; bits != 0; bits &= bits - 1) {
-            judges[i].consider(first + v * kLanes<T> + __builtin_ctz(bits));
+            const int lane = __builtin_ctz(bits);
+            const int64_t k = first + v * kLanes<T> + lane;
+            const T error = score_error(codes, reach[i].norm, length_of(codes, k));
+            if (tile.sum[i][v][lane] + error >= reach[i].least) judges[i].consider(k);
           }
         }
       }
@@ -77,12 +82,11 @@ struct Block {
   const T** packed;     // [live] centred and scaled
   int64_t* row;         // [live] its place among the rows
   Running<T>* running;  // [live]
-  T* error;             // [live] the most a score may be off
+  Reach<T>* reach;      // [live]
   Judge<T>* judges;     // [live]
-  T* least;             // [live] the least score that can be the nearest's
   int* lane;            // [live] see clear_lane
   int64_t* index;       // [rows] -1: masked
-  T* distance;          // [rows] |x - code|^2 of scaled values; NaN: not finite
+  T* distance;          // [rows] |x - code|^2; NaN: not finite
   T* copies;            // [rows][values], where x cannot be read in place; then quantized's
   T* centred;           // [live][values]
   uint32_t* pairs;      // [live][pairs of values], for the filter
@@ -95,9 +99,8 @@ struct Block {
     take(next, rows, packed);
     take(next, rows, row);
     take(next, rows, running);
-    take(next, rows, error);
+    take(next, rows, reach);
     take(next, rows, judges);
-    take(next, rows, least);
     take(next, rows, lane);
     take(next, rows, index);
     take(next, rows, distance);
@@ -174,24 +177,6 @@ T hold_far_row(const T* x, const VqCodes<T>& codes, T* to) {
   return dot(to, to, codes.values);
 }
 
-FASTGEN_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
-FASTGEN_INLINE double square_root(double x) { return __builtin_sqrt(x); }
-
-// Of a score x.c - |c|^2 / 2: products, their sum and the bias, each rounded, of values that were
-// rounded when centred. u is the unit roundoff; (1 + u)^n - 1 < 1.01 n u here.
-template <class T>
-FASTGEN_INLINE T score_error(const VqCodes<T>& codes, T norm) {
-  const T u = std::numeric_limits<T>::epsilon() / 2;
-  return T(1.01) * static_cast<T>(codes.values + 8) * u * (norm + codes.longest) * codes.longest;
-}
-
-// Of a score of roundings x' and c': x.c - x'.c' = (x - x').c + x'.(c - c'), and the sum itself,
-// whose terms may be larger than without.
-FASTGEN_INLINE float filter_error(const VqCodes<float>& codes, float error, float norm,
-                                  float lost) {
-  return 2 * error + lost * codes.longest + (norm + lost) * codes.most_lost;
-}
-
 template <class T>
 void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
                 Block<T>& block) {
@@ -216,14 +201,11 @@ void admit_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, i
     const int64_t n = block.live++;
     block.packed[n] = centred;
     block.row[n] = at;
-    const T norm = square_root(square) * T(1.001);
-    block.error[n] = score_error(codes, norm);
+    Reach<T>& reach = block.reach[n] = {square_root(square) * T(1.001), 0, 0};
     if constexpr (sizeof(T) == sizeof(float)) {
       if (codes.pairs != nullptr) {
-        const float lost = square_root(pack_pairs(centred, codes.values,
-                                                  block.pairs + n * pairs_of(codes.values))) *
-                           1.001f;
-        block.error[n] = filter_error(codes, block.error[n], norm, lost);
+        uint32_t* pairs = block.pairs + n * pairs_of(codes.values);
+        reach.lost = square_root(pack_pairs(centred, codes.values, pairs)) * T(1.001);
       }
     }
     store_vector<T>(broadcast<T>(-infinity), block.running[n].best);
@@ -284,15 +266,36 @@ struct LaneCodes {
   }
 };
 
-// Judges the lanes that can hold the nearest code; true if another code of such a lane might.
+// The length of the longest code that a lane's best score may belong to.
 template <class T>
-bool judge_lanes(const VqCodes<T>& codes, int64_t panels, const Running<T>& r, T least,
+T length_of_lane(const VqCodes<T>& codes, const LaneCodes<T>& lane) {
+  T longest = 0;
+  for (int64_t k = lane.first; k < lane.end; k += kLanes<T>) {
+    const T length = length_of(codes, k);
+    longest = length > longest ? length : longest;
+  }
+  return longest;
+}
+
+// Judges the lanes that can hold the nearest code; true if another code of such a lane might.
+// Each score with its own error, and the best one's with its own: one long code, or a few, shall
+// not make all others doubtful.
+template <class T>
+bool judge_lanes(const VqCodes<T>& codes, int64_t panels, const Running<T>& r, Reach<T>& reach,
                  Judge<T>& judge) {
-  const Vec<T> threshold = broadcast<T>(least);
-  uint32_t bits = lane_bits<T>(load_vector<T>(r.best) >= threshold);
+  const Vec<T> best = load_vector<T>(r.best);
+  const T top = largest_lane<T>(best);
+  const uint32_t tops = lane_bits<T>(best == broadcast<T>(top));
+  const LaneCodes<T> first(codes, panels, r, __builtin_ctz(tops));
+  reach.least = top - first_error(codes, reach, length_of_lane(codes, first));
+  const T most = first_error(codes, reach, codes.longest);
+  const Vec<T> threshold = broadcast<T>(reach.least - most);
+  uint32_t bits = lane_bits<T>(best >= threshold);
   for (; bits != 0; bits &= bits - 1) {
-    const LaneCodes<T> lane(codes, panels, r, __builtin_ctz(bits));
-    judge.consider_every(lane.first, lane.end);
+    const int i = __builtin_ctz(bits);
+    const LaneCodes<T> lane(codes, panels, r, i);
+    const T error = first_error(codes, reach, length_of_lane(codes, lane));
+    if (r.best[i] + error >= reach.least) judge.consider_every(lane.first, lane.end);
   }
   return lane_bits<T>(load_vector<T>(r.other) >= threshold) != 0;
 }
@@ -337,8 +340,8 @@ template <class T>
 int64_t settle(const VqCodes<T>& codes, int64_t panels, Block<T>& block) {
   for (int64_t n = 0; n < block.live; ++n) {
     const Running<T>& running = block.running[n];
-    block.least[n] = largest_lane<T>(load_vector<T>(running.best)) - 2 * block.error[n];
-    block.lane[n] = clear_lane(running, block.least[n]);
+    const T error = first_error(codes, block.reach[n], codes.longest);
+    block.lane[n] = clear_lane(running, largest_lane<T>(load_vector<T>(running.best)) - 2 * error);
     if (block.lane[n] < 0) continue;
     const LaneCodes<T> lane(codes, panels, running, block.lane[n]);
     Judge<T>(codes, nullptr).prefetch_every(lane.first, lane.end);
@@ -350,9 +353,9 @@ int64_t settle(const VqCodes<T>& codes, int64_t panels, Block<T>& block) {
     if (block.lane[n] >= 0) {
       const LaneCodes<T> lane(codes, panels, block.running[n], block.lane[n]);
       judge.consider_every(lane.first, lane.end);
-    } else if (judge_lanes(codes, panels, block.running[n], block.least[n], judge)) {
+    } else if (judge_lanes(codes, panels, block.running[n], block.reach[n], judge)) {
       block.packed[again] = block.packed[n];
-      block.least[again] = block.least[n];
+      block.reach[again] = block.reach[n];
       block.row[again] = at;
       block.judges[again++] = judge;
       continue;
@@ -366,10 +369,8 @@ int64_t settle(const VqCodes<T>& codes, int64_t panels, Block<T>& block) {
 template <class T>
 void second_pass(const VqCodes<T>& codes, int64_t count, Block<T>& block) {
   for_each_group(codes, 1, [&](int64_t first, int64_t, int64_t, int vectors) {
-    const Group<T, T> panel{codes.panels + first * codes.values, codes.bias + first, codes.values,
-                            1, 0};
     for_each_tile(count, vectors, [&](int64_t n, int height) {
-      Collect<T>::kTable.of[vectors][height](block.packed + n, panel, first, block.least + n,
+      Collect<T>::kTable.of[vectors][height](codes, block.packed + n, first, block.reach + n,
                                              block.judges + n);
     });
   });
@@ -380,11 +381,12 @@ void second_pass(const VqCodes<T>& codes, int64_t count, Block<T>& block) {
 }
 
 template <class T>
-void find_nearest(const VqCodes<T>& codes, Block<T>& block) {
+int64_t find_nearest(const VqCodes<T>& codes, Block<T>& block) {
   const int64_t panels = group_panels(codes);
   first_pass(codes, panels, block);
   const int64_t again = settle(codes, panels, block);
   if (again > 0) second_pass(codes, again, block);
+  return again;
 }
 
 template <class T, class S>
@@ -416,25 +418,25 @@ void export_rows(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, 
 }
 
 template <class T, class S>
-void search_as(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
-               void* scratch) {
+int64_t search_as(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+                  void* scratch) {
   Block<T> block(scratch, end - begin, codes.values);
   import_rows<T, S>(codes, rows, begin, end, block);
   admit_rows(codes, rows, begin, end, block);
-  find_nearest(codes, block);
-  const T unscale = 1 / codes.scale, values = static_cast<T>(codes.values);
+  const int64_t again = find_nearest(codes, block);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t place = r / rows.inner * rows.heads * rows.inner + r % rows.inner;
     rows.indices[place] = block.index[r - begin];
     if (rows.commitment == nullptr) continue;
-    rows.commitment[place] = block.distance[r - begin] * unscale * unscale / values;
+    rows.commitment[place] = block.distance[r - begin] / static_cast<T>(codes.values);
   }
   if (rows.commitment != nullptr) export_rows<T, S>(codes, rows, begin, end, block);
+  return again;
 }
 
 template <class T>
-void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
-            void* scratch) {
+int64_t search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64_t end,
+               void* scratch) {
   switch (rows.storage) {
     case kVqFloat32:
       return search_as<T, float>(codes, rows, begin, end, scratch);
@@ -444,13 +446,14 @@ void search(const VqCodes<T>& codes, const VqRows<T>& rows, int64_t begin, int64
       return search_as<T, Float16>(codes, rows, begin, end, scratch);
     default:
       if constexpr (std::is_same_v<T, double>)
-        search_as<T, double>(codes, rows, begin, end, scratch);
+        return search_as<T, double>(codes, rows, begin, end, scratch);
+      return 0;  // float64 is never read into float32
   }
 }
 
 template <class T>
 constexpr VqSearchKernels<T> kernels() {
-  return {kTileColumns<T>, normalise<T>,  prepare<T>,       pack<T>,
+  return {kTileColumns<T>, normalise<T>,  prepare<T>,       pack<T>,  drop_duplicates<T>,
           measure<T>,      block_rows<T>, scratch_bytes<T>, search<T>};
 }
 
