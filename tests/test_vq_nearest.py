@@ -95,6 +95,19 @@ def test_equal_codes_give_the_lowest_index(k, filter):
 
 
 @pytest.mark.parametrize("filter", searches())
+@pytest.mark.parametrize("d", [3, 40, 200])
+def test_codes_of_very_different_lengths(d, filter):
+    x, codebook = problem(700, 300, d)
+    for some in (codebook[:1], codebook[:40], codebook[:, :1]):
+        some *= 100
+        assert_nearest(nearest(x, codebook, filter=filter), x, codebook)
+    codebook *= torch.randn(300, 1).mul(2).exp()
+    assert_nearest(nearest(x, codebook, filter=filter), x, codebook)
+    small = codebook * 1e-3  # the filter finds that it does not pay, and is left out
+    assert torch.equal(nearest(x, small, filter=filter), nearest(x.clone(), small, filter=False))
+
+
+@pytest.mark.parametrize("filter", searches())
 @pytest.mark.parametrize("offset", [10.0, 100.0, 1000.0])
 def test_a_common_offset_costs_nothing(offset, filter):
     x, codebook = problem(500, 300, 16)
@@ -135,7 +148,9 @@ def test_values_that_are_not_finite(bad, filter):
     assert not torch.isin(got[others], want[:2]).any()
     kept = codebook.isfinite().all(1).nonzero()[:, 0]
     assert torch.equal(got[others], kept[nearest(x, codebook[kept])][others])
-    assert nearest(x, torch.full_like(codebook, bad), filter=filter).tolist() == [0] * 64
+    for count in (1, 3, 100):  # not one code that can be chosen
+        none = torch.full_like(codebook[:count], bad)
+        assert nearest(x, none, filter=filter).tolist() == [0] * 64
 
 
 @pytest.mark.parametrize(
