@@ -163,6 +163,69 @@ def test_fit_predict_is_fit_then_labels():
     assert fastgen.cluster.KMeans is KMeans
 
 
+def test_fit_transform_is_fit_then_transform():
+    x = blobs()
+    model = KMeans(4, random_state=0)
+    assert torch.equal(model.fit_transform(x), model.transform(x)) and model.n_features_in_ == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_other_data_may_be_of_the_other_dtype(dtype):
+    x = blobs(dtype=dtype)
+    other = x.double() if dtype == torch.float32 else x.float()
+    model = KMeans(4, random_state=0).fit(x)
+    want = (other.double().unsqueeze(1) - model.cluster_centers_.double()).norm(dim=2)
+    assert model.transform(other).dtype == torch.float64
+    torch.testing.assert_close(model.transform(other), want)
+    torch.testing.assert_close(model.transform(other.numpy()), want.numpy())
+    assert torch.equal(model.predict(other), want.argmin(1))
+    assert model.score(other) == pytest.approx(-want.amin(1).square().sum().item(), rel=1e-6)
+
+
+def test_given_centres_that_require_grad_leave_no_graph():
+    x = blobs()
+    model = KMeans(4, init=x[:4].clone().requires_grad_()).fit(x)
+    assert not model.cluster_centers_.requires_grad
+    assert torch.equal(model.labels_, KMeans(4, init=x[:4]).fit(x).labels_)
+
+
+def test_numbers_of_numpy_are_numbers():
+    x = blobs()
+    model = KMeans(np.int64(4), n_init=np.int32(2), random_state=np.uint64(2**63 + 1)).fit(x)
+    same = KMeans(4, n_init=2, random_state=2**63 + 1).fit(x)
+    assert torch.equal(model.labels_, same.labels_)
+
+
+def test_parameters_are_read_and_set_by_name():
+    model = KMeans(4, tol=0.5, random_state=3)
+    options = dict(n_clusters=4, init="k-means++", n_init=1, max_iter=300, tol=0.5, random_state=3)
+    assert model.get_params() == options
+    assert model.set_params(n_clusters=7, init="random") is model
+    assert model.get_params() == options | dict(n_clusters=7, init="random")
+    with pytest.raises(ValueError, match="set_params must get some of n_clusters, .* got clusters"):
+        model.set_params(n_init=2, clusters=7)
+    with pytest.raises(ValueError, match="max_iter must be a positive int"):
+        model.set_params(n_init=2, max_iter=0)
+    assert model.n_init == 1
+
+
+def test_repr_is_the_call_that_makes_the_model():
+    assert repr(KMeans()) == "KMeans(n_clusters=8)"
+    model = KMeans(np.int64(4), init="random", tol=0.0, random_state=0)
+    assert repr(model) == "KMeans(n_clusters=4, init='random', tol=0.0, random_state=0)"
+    assert repr(KMeans(2, init=torch.zeros(2, 3))) == "KMeans(n_clusters=2, init=<Tensor (2, 3)>)"
+
+
+def test_scikit_learn_clones_it():
+    base = pytest.importorskip("sklearn.base")
+    x = blobs().numpy()
+    for init in ("random", x[:4]):
+        model = KMeans(np.int64(4), init=init, random_state=3).fit(x)
+        twin = base.clone(model)
+        assert not hasattr(twin, "labels_")
+        np.testing.assert_array_equal(twin.fit(x).labels_, model.labels_)
+
+
 def test_uniforms_are_the_documented_stream():
     from fastgen.cluster.seeding import CLUSTER_STREAM
     from fastgen.reference.philox import philox4x32
@@ -212,6 +275,9 @@ x = torch.zeros(6, 2)
         ({"tol": -1.0}, ValueError, "tol must not be negative, got -1.0"),
         ({"tol": nan}, ValueError, "tol must not be negative, got nan"),
         ({"init": "best"}, ValueError, "init must be 'k-means[+][+]', 'random' or .* got 'best'"),
+        ({"n_clusters": True}, ValueError, "n_clusters must be a positive int, got True"),
+        ({"random_state": True}, ValueError, "random_state must be None or an int .* got True"),
+        ({"random_state": 1.0}, ValueError, "random_state must be None or an int .* got 1.0"),
         ({"random_state": -1}, ValueError, "random_state must be None or an int"),
         ({"init": x[:3]}, ValueError, r"init must be \(2, 2\), got \(3, 2\)"),
         ({"init": x[:2] / 0}, ValueError, "init must be finite"),
@@ -234,5 +300,7 @@ def test_use_before_fit_and_other_features_are_named():
     with pytest.raises(ValueError, match="call fit first"):
         KMeans(2).predict(x)
     model = KMeans(1).fit(x)
+    with pytest.raises(ValueError, match="X must have at least one row to score, got 0"):
+        model.score(x[:0])
     with pytest.raises(ValueError, match="the 2 features of fit, got 3"):
         model.predict(torch.zeros(4, 3))

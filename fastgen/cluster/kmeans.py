@@ -1,6 +1,7 @@
 """KMeans: Lloyd's algorithm on the fused lookup, in the style of scikit-learn."""
 
 import warnings
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgen.cluster import seeding
+from fastgen.cluster.parameters import Parameters
 from fastgen.ops.vq_nearest import vq_nearest
 from fastgen.ops.vq_quantize import vq_quantize
 
@@ -19,7 +21,7 @@ class _Run(NamedTuple):
     iterations: int
 
 
-class KMeans:
+class KMeans(Parameters):
     """k-means clustering: centres that minimise the sum of squared distances of the rows to the
     nearest centre.
 
@@ -41,6 +43,7 @@ class KMeans:
         labels_: (N,) int64.
         inertia_: the sum of squared distances.
         n_iter_: iterations of the best start.
+        n_features_in_: D.
 
     X is (N, D), N >= K, float32 or float64, finite: a tensor on any device or what numpy.asarray
     takes.
@@ -59,7 +62,7 @@ class KMeans:
         random_state: int | None = None,
     ):
         for name, value in (("n_clusters", n_clusters), ("n_init", n_init), ("max_iter", max_iter)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"fastgen.KMeans: {name} must be a positive int, got {value!r}")
         if not tol >= 0:
             raise ValueError(f"fastgen.KMeans: tol must not be negative, got {tol!r}")
@@ -68,13 +71,16 @@ class KMeans:
                 "fastgen.KMeans: init must be 'k-means++', 'random' or an array of centres, got "
                 f"{init!r}"
             )
-        if random_state is not None and not (
-            isinstance(random_state, int) and 0 <= random_state < 2**64
+        if random_state is not None and (
+            isinstance(random_state, bool)
+            or not isinstance(random_state, Integral)
+            or not 0 <= random_state < 2**64
         ):
             raise ValueError(
                 "fastgen.KMeans: random_state must be None or an int from 0 to 2^64 - 1, got "
                 f"{random_state!r}"
             )
+        # as they were given: `Parameters`
         self.n_clusters = n_clusters
         self.init = init
         self.n_init = n_init
@@ -104,7 +110,8 @@ class KMeans:
         tolerance = self.tol * _total(spread) / len(x)
         seed = self.random_state
         if seed is None and isinstance(self.init, str):
-            seed = int(torch.randint(2**63 - 1, ()))
+            seed = torch.randint(2**63 - 1, ())
+        seed = None if seed is None else int(seed)
         runs = [
             self._lloyd(x, self._start(x, seed, run), tolerance)
             for run in range(self.n_init if isinstance(self.init, str) else 1)
@@ -120,11 +127,16 @@ class KMeans:
         self.cluster_centers_ = _as(best.centers, given_array)
         self.labels_ = _as(best.labels, given_array)
         self.inertia_, self.n_iter_ = best.inertia, best.iterations
+        self.n_features_in_ = x.shape[1]
         return self
 
     def fit_predict(self, X, y=None):
         """`fit(X).labels_`."""
         return self.fit(X).labels_
+
+    def fit_transform(self, X, y=None):
+        """`fit(X).transform(X)`."""
+        return self.fit(X).transform(X)
 
     def predict(self, X):
         """The nearest centre of every row of X (N, D): (N,) int64; the lowest among equals."""
@@ -132,14 +144,20 @@ class KMeans:
         return _as(vq_nearest(x, self._centers(x)), given_array)
 
     def transform(self, X):
-        """The distances of every row of X (N, D) to all centres: (N, K)."""
+        """The distances of every row of X (N, D) to all centres: (N, K), in the wider of their
+        dtypes."""
         x, given_array = self._checked(X)
+        centers = self._centers(x)
+        wide = torch.promote_types(x.dtype, centers.dtype)
         mode = "donot_use_mm_for_euclid_dist"  # exact also where all rows share an offset
-        return _as(torch.cdist(x, self._centers(x), compute_mode=mode), given_array)
+        distances = torch.cdist(x.to(wide), centers.to(wide), compute_mode=mode)
+        return _as(distances, given_array)
 
     def score(self, X, y=None) -> float:
-        """Minus the sum of squared distances of X's rows to the nearest centre."""
+        """Minus the sum of squared distances of X's rows, at least one, to the nearest centre."""
         x, _ = self._checked(X)
+        if len(x) == 0:
+            raise ValueError("fastgen.KMeans: X must have at least one row to score, got 0")
         return -_total(vq_quantize(x, self._centers(x)).commitment) * x.shape[1]
 
     def _checked(self, X) -> tuple[Tensor, bool]:
@@ -172,12 +190,10 @@ class KMeans:
             else:
                 rows = seeding.spread_rows(x, self.n_clusters, seed, run)
             return x[rows.to(x.device)]
-        centers = torch.as_tensor(self.init, dtype=x.dtype, device=x.device)
-        if centers.shape != (self.n_clusters, x.shape[1]):
-            raise ValueError(
-                f"fastgen.KMeans: init must be {(self.n_clusters, x.shape[1])}, got "
-                f"{tuple(centers.shape)}"
-            )
+        centers = torch.as_tensor(self.init, dtype=x.dtype, device=x.device).detach()
+        shape = int(self.n_clusters), x.shape[1]
+        if centers.shape != shape:
+            raise ValueError(f"fastgen.KMeans: init must be {shape}, got {tuple(centers.shape)}")
         if not centers.isfinite().all():
             raise ValueError("fastgen.KMeans: init must be finite, got NaN or infinity")
         return centers
