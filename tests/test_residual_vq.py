@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from vq_peer import assert_same_results, assert_same_training, twins
@@ -319,6 +320,22 @@ def test_use_of_codes_is_that_of_each_stage():
     assert grouped.usage.shape == grouped.dead_codes.shape == grouped.perplexity.shape == (2, 3)
 
 
+def test_a_dropped_stage_chose_nothing():
+    layer = ResidualVQ(**PLAIN, quantize_dropout=True)
+    for seed in range(6):
+        used = stages_of(layer, seed)
+        layer(rows(2, 9, 8), rand_quantize_dropout_fixed_seed=seed)
+        assert (layer.usage > 0).tolist() == [q < used for q in range(3)]
+        assert all(not vq.counts.any() for vq in layer.layers[used:])
+        assert layer.dead_codes[used:].tolist() == [16] * (3 - used)
+
+
+def test_numbers_of_numpy_are_numbers():
+    sizes = dict(codebook_size=np.int64(16), num_quantizers=np.int32(3))
+    layer = ResidualVQ(dim=np.int64(8), **sizes)
+    assert layer.codebook_sizes == (16,) * 3 and layer(rows(2, 9, 8))[1].shape == (2, 9, 3)
+
+
 @pytest.mark.parametrize(
     "options", [{}, dict(shared_codebook=True), dict(quantize_dropout=True)], ids=str
 )
@@ -341,6 +358,21 @@ def test_a_training_step_compiles_into_one_graph(options):
         torch.testing.assert_close(x.grad, y.grad)
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(layer.state_dict()[name], value)
+
+
+def test_a_given_seed_of_the_dropout_compiles_into_one_graph():
+    layer = ResidualVQ(**PLAIN, quantize_dropout=True)
+    twin = copy.deepcopy(layer)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    used = set()
+    for seed in range(12):  # more than torch.compile would make graphs of
+        x = rows(2, 9, 8, seed=seed)
+        results = compiled(x, rand_quantize_dropout_fixed_seed=seed)
+        assert_same_results(results, twin(x, rand_quantize_dropout_fixed_seed=seed))
+        torch.testing.assert_close(layer.usage, twin.usage)
+        used.add(int((results[1][0, 0] >= 0).sum()))
+    assert used == {1, 2, 3}
 
 
 def stages_of(layer, seed):
@@ -397,5 +429,5 @@ def test_decoding_refuses_indices_of_another_codebook():
         layer.get_codes_from_indices(torch.tensor([[0, 0, 5]]))
     with pytest.raises(ValueError, match="indices must have a last axis of 3"):
         layer.get_codes_from_indices(torch.tensor([[0, 0]]))
-    with pytest.raises(TypeError, match="indices must be an int64"):
+    with pytest.raises(TypeError, match="indices must be an int tensor"):
         layer.get_codes_from_indices(torch.zeros(1, 3))

@@ -3,6 +3,7 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from vq_peer import assert_same_results, assert_same_training, peer_of, twins
@@ -582,15 +583,42 @@ def test_a_revived_code_lives_on():
 def test_use_of_codes_comes_from_the_counts():
     layer = VectorQuantize(8, 4).eval()
     layer.codebook = torch.eye(4, 8)
-    with pytest.raises(RuntimeError, match="counts must follow a forward"):
-        layer.usage  # noqa: B018
+    assert layer.counts.tolist() == [0] * 4  # before any forward
+    assert layer.usage == 0 and layer.dead_codes == 4 and layer.perplexity == 1
     layer(torch.eye(4, 8)[[0, 0, 1, 1]])
     assert layer.counts.tolist() == [2, 2, 0, 0]
     assert layer.usage == 0.5 and layer.dead_codes == 2
     torch.testing.assert_close(layer.perplexity, torch.tensor(2.0))
     separate = VectorQuantize(**PLAIN, **SEPARATE)
+    assert separate.counts.shape == (2, 16)
     separate(rows(2, 9, 8))
     assert separate.usage.shape == separate.dead_codes.shape == separate.perplexity.shape == (2,)
+
+
+@pytest.mark.parametrize("options", [{}, SEPARATE, dict(accept_image_fmap=True)], ids=str)
+def test_a_new_layer_can_be_inspected_and_traced(options):
+    layer = VectorQuantize(**PLAIN, **options).eval()
+    assert {"counts", "usage", "perplexity", "dead_codes"} <= dict(inspect.getmembers(layer)).keys()
+    shape = (8, 3, 4) if "accept_image_fmap" in options else (9, 8)
+    traced = torch.jit.trace(layer, rows(2, *shape))
+    assert_same_results(traced(rows(3, *shape, seed=1)), layer(rows(3, *shape, seed=1)))
+
+
+def test_numbers_of_numpy_are_numbers():
+    sizes = dict(dim=np.int64(8), codebook_size=np.int32(16), codebook_dim=np.int64(4))
+    layer = VectorQuantize(**sizes, heads=np.int64(2))
+    assert type(layer.codebook_size) is int and layer(rows(2, 9, 8))[1].shape == (2, 9, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize("options", [{}, SEPARATE], ids=str)
+def test_indices_of_any_integer_dtype_are_the_same(options, dtype):
+    layer = VectorQuantize(**PLAIN, **options).eval()
+    x = rows(2, 9, 8)
+    quantized, indices, _ = layer(x)
+    assert torch.equal(layer.get_output_from_indices(indices.to(dtype)), quantized)
+    loss = layer(x, indices=indices)[1]
+    assert torch.equal(layer(x, indices=indices.to(dtype))[1], loss)
 
 
 def test_a_code_that_has_faded_is_not_chosen_by_the_cosine():
@@ -725,6 +753,8 @@ def test_deterministic_sums_do_not_depend_on_the_order_of_rows(deterministic):
         (ValueError, r"mask must be bool \(2, 9\)", {}, dict(mask=torch.ones(2, 8) > 0)),
         (ValueError, r"lens must be int \(B,\)", {}, dict(lens=torch.ones(3, dtype=torch.int64))),
         (ValueError, r"lens must be int \(B,\)", {}, dict(lens=torch.ones(2))),
+        (TypeError, "lens must be a tensor, got list", {}, dict(lens=[1, 2])),
+        (TypeError, "mask must be a tensor, got list", {}, dict(mask=[[True] * 9] * 2)),
         (ValueError, "lens must be None", {}, dict(lens=torch.ones(2), mask=torch.ones(2, 9) > 0)),
         (
             ValueError,
@@ -754,7 +784,7 @@ def test_a_codebook_on_another_device_is_refused():
 def test_decoding_refuses_indices_of_another_codebook(index):
     with pytest.raises(IndexError, match=rf"indices must be in -1 .. 15, got {index}"):
         VectorQuantize(**PLAIN).get_codes_from_indices(torch.tensor([[3, index]]))
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(TypeError, match="int tensor"):
         VectorQuantize(**PLAIN).get_output_from_indices(torch.tensor([0.5]))
     with pytest.raises(ValueError, match="last axis of 2"):
         VectorQuantize(**PLAIN, **SEPARATE).get_codes_from_indices(torch.tensor([0, 1, 2]))

@@ -5,21 +5,22 @@ from torch import Tensor
 
 
 class CodeUsage:
-    """Of a module that keeps how often its last forward chose each code; over all ranks in a
-    training step that tracks averages, which has summed them. Nothing is computed before it is
-    read."""
+    """Of a module over a `_codebook` that keeps how often its last forward chose each code; over
+    all ranks in a training step that tracks averages, which has summed them. Before any forward
+    nothing is chosen. Nothing is computed before it is read."""
 
-    _counts: Tensor | None = None
+    _counts: Tensor | None = None  # None: nothing chosen
 
     @property
     def counts(self) -> Tensor:
         """int64 (K,), or (G, K) for separate heads."""
         if self._counts is None:
-            raise RuntimeError(
-                f"fastgen.nn.{type(self).__name__}: counts must follow a forward, got none yet; "
-                "call the layer first"
-            )
+            return torch.zeros_like(self._codebook.codes[..., 0], dtype=torch.int64)
         return self._counts
+
+    def forget_counts(self) -> None:
+        """As if nothing had been chosen: a forward has left this module out."""
+        self._counts = None
 
     @property
     def usage(self) -> Tensor:
@@ -33,7 +34,7 @@ class CodeUsage:
 
     @property
     def perplexity(self) -> Tensor:
-        """exp of the entropy of the choices, 1 .. K; a scalar, or (G,)."""
+        """exp of the entropy of the choices, 1 .. K; a scalar, or (G,). 1 if nothing was chosen."""
         counts = self.counts.double()
         share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
         return torch.special.entr(share).sum(-1).exp().float()

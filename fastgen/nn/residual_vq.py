@@ -1,5 +1,6 @@
 """ResidualVQ: a cascade of quantisers, each for what the one before has left."""
 
+import operator
 import random
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from fastgen.nn import vq_options
 from fastgen.nn.codebook_draw import shared_seed
 from fastgen.nn.vector_quantize import VectorQuantize
-from fastgen.nn.vq_inputs import check_indices, feature_axis, row_mask
+from fastgen.nn.vq_inputs import checked_indices, feature_axis, row_mask
 
 
 class ResidualVQ(nn.Module):
@@ -34,7 +35,8 @@ class ResidualVQ(nn.Module):
 
     Residuals stay in float32 (float64 for float64) between stages whatever x's dtype.
 
-    Attributes after a forward: `usage`, `perplexity` and `dead_codes` of each stage, (Q,).
+    Attributes: `usage`, `perplexity` and `dead_codes` of each stage in the last forward, (Q,); a
+    dropped stage chose nothing.
 
     Raises:
         NotImplementedError: an option without a form here.
@@ -76,7 +78,7 @@ class ResidualVQ(nn.Module):
                 self._refuse(
                     "num_quantizers", "must be given", None, "or give a tuple as codebook_size"
                 )
-            codebook_size = (codebook_size,) * num_quantizers
+            codebook_size = (codebook_size,) * operator.index(num_quantizers)
         if num_quantizers not in (None, len(codebook_size)) or not codebook_size:
             self._refuse(
                 "codebook_size",
@@ -88,7 +90,7 @@ class ResidualVQ(nn.Module):
             self._refuse(
                 "codebook_size", "must be one with shared_codebook", codebook_size, "give an int"
             )
-        self.num_quantizers, self.codebook_sizes = len(codebook_size), codebook_size
+        self.num_quantizers = len(codebook_size)
         self.uniform_codebook_size = len(set(codebook_size)) == 1
         if not 0 <= quantize_dropout_cutoff_index < self.num_quantizers:
             self._refuse(
@@ -118,6 +120,7 @@ class ResidualVQ(nn.Module):
             )
             for size in codebook_size
         )
+        self.codebook_sizes = tuple(layer.codebook_size for layer in self.layers)
         for layer in self.layers[1:] if shared_codebook else ():
             layer._codebook = self.layers[0]._codebook
 
@@ -146,7 +149,7 @@ class ResidualVQ(nn.Module):
         Args:
             x: (B, N, D) or any (..., D); (B, D, H, W) with accept_image_fmap.
             mask: bool, x's shape without D: False vectors are left out of everything.
-            indices: int64 as returned, of all stages, none -1: return the sum of the stages' cross
+            indices: int as returned, of all stages, none -1: return the sum of the stages' cross
                 entropies at these codes. Slower: holds N x K scores.
             return_all_codes: a fourth result, the codes of each stage.
             freeze_codebook: writes nothing.
@@ -175,12 +178,14 @@ class ResidualVQ(nn.Module):
         if self.training and self.quantize_dropout and indices is None:
             seed = rand_quantize_dropout_fixed_seed
             last = self._last_stage(shared_seed(x.device) if seed is None else seed)
+            last = last.to(x.device) if isinstance(last, Tensor) else last
 
         quantized = torch.zeros_like(residual)
         all_indices, losses, residuals = [], [], []
         for stage, layer in enumerate(self.layers):
             used = stage <= last  # a tensor inside torch.compile
             if used is False:
+                layer.forget_counts()
                 all_indices.append(torch.full_like(all_indices[0], -1))
                 losses.append(torch.zeros_like(losses[0]))
                 continue
@@ -211,12 +216,15 @@ class ResidualVQ(nn.Module):
         return projection(x.movedim(axis, -1)).movedim(-1, axis) if self.has_projections else x
 
     def _last_stage(self, seed):
-        """The last stage that this step uses: an int, or a tensor for a seed that is one."""
+        """The last stage that this step uses: an int; a tensor for a seed that is one, and inside
+        torch.compile."""
         first, multiple = self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of
         if isinstance(seed, Tensor):
             last = first + seed % (self.num_quantizers - first)
+        elif torch.compiler.is_compiling():
+            last = _drawn_in_graph(seed, first, self.num_quantizers)
         else:
-            last = random.Random(seed).randrange(first, self.num_quantizers)
+            last = _drawn(seed, first, self.num_quantizers)
         return (last + multiple) // multiple * multiple - 1
 
     def _move_shared(self, residuals, mask, axis):
@@ -265,7 +273,7 @@ class ResidualVQ(nn.Module):
         given = indices.shape[-1] if isinstance(indices, Tensor) and indices.dim() else None
         last = given if self.quantize_dropout and (given or 0) < self.num_quantizers else None
         last = self.num_quantizers if last is None else last
-        check_indices(type(self).__name__, indices, self.codebook_sizes, last)
+        indices = checked_indices(type(self).__name__, indices, self.codebook_sizes, last)
         return self._codes(indices)
 
     def _codes(self, indices):
@@ -284,6 +292,21 @@ class ResidualVQ(nn.Module):
 
     def _refuse(self, argument, expected, got, remedy):
         vq_options.refuse(type(self).__name__, argument, expected, got, remedy)
+
+
+def _drawn(seed: int, first: int, end: int) -> int:
+    return random.Random(seed).randrange(first, end)
+
+
+@torch.library.custom_op("fastgen::residual_vq_last_stage", mutates_args=())
+def _drawn_in_graph(seed: int, first: int, end: int) -> Tensor:
+    """The same as a scalar: torch.compile cannot follow Python's generator."""
+    return torch.tensor(_drawn(seed, first, end))
+
+
+@_drawn_in_graph.register_fake
+def _(seed, first, end):
+    return torch.empty((), dtype=torch.int64)
 
 
 def _with_gradient(t, share):

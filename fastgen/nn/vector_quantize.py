@@ -11,7 +11,7 @@ from fastgen.nn.code_losses import code_cross_entropy, orthogonal_loss
 from fastgen.nn.code_usage import CodeUsage
 from fastgen.nn.moving_codebook import MovingCodebook
 from fastgen.nn.vq_heads import Heads
-from fastgen.nn.vq_inputs import check_indices, feature_axis, row_mask
+from fastgen.nn.vq_inputs import checked_indices, feature_axis, row_mask
 from fastgen.ops._snapshot import snapshot
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
 
@@ -63,8 +63,8 @@ class VectorQuantize(CodeUsage, nn.Module):
             more pass over x, and one more all_reduce. Not in vector-quantize-pytorch.
         Others (`fastgen.nn.vq_options`) are accepted with their default only.
 
-    Attributes after a forward: `counts`, how often it chose each code, (K,) or (G, K); of these
-    `usage`, `perplexity` and `dead_codes`, computed when read. See `CodeUsage`.
+    Attributes: `counts`, how often the last forward chose each code, (K,) or (G, K), zeros before
+    any; of these `usage`, `perplexity` and `dead_codes`, computed when read. See `CodeUsage`.
 
     Raises:
         NotImplementedError: an option without a form here.
@@ -130,6 +130,9 @@ class VectorQuantize(CodeUsage, nn.Module):
         learnable_codebook = bool(learnable_codebook)
 
         codebook_dim = dim if codebook_dim is None else codebook_dim
+        # of any integer type, such as NumPy's
+        dim, codebook_size, codebook_dim = int(dim), int(codebook_size), int(codebook_dim)
+        heads, kmeans_iters = int(heads), int(kmeans_iters)
         self.dim, self.heads, self.codebook_size = dim, heads, codebook_size
         self.separate_codebook_per_head = separate_codebook_per_head
         self._heads = Heads(heads, separate_codebook_per_head and heads > 1)
@@ -194,7 +197,7 @@ class VectorQuantize(CodeUsage, nn.Module):
             x: (B, N, D) or any (..., D); (B, D, N) without channel_last; (B, D, H, W) or
                 (B, D, T, H, W) as a feature map. float32, float64, bfloat16 or float16; computes in
                 float32, or float64 for float64.
-            indices: int64 in the result's shape, -1 to leave one out: return a cross entropy at
+            indices: int in the result's shape, -1 to leave one out: return a cross entropy at
                 these codes. Slower: holds N x K scores.
             mask: bool, x's shape without D: False vectors are left out of everything.
             lens: int (B,), for the mask ``arange(N) < lens``.
@@ -321,7 +324,7 @@ class VectorQuantize(CodeUsage, nn.Module):
         return loss
 
     def _cross_entropy(self, rows, dim, mask, indices):
-        check_indices(type(self).__name__, indices, self.codebook_size)
+        indices = checked_indices(type(self).__name__, indices, self.codebook_size)
         expected = self._heads.indices_of_rows(rows.select(dim, 0), dim).shape
         if indices.shape != expected:
             self._refuse(
@@ -390,7 +393,7 @@ class VectorQuantize(CodeUsage, nn.Module):
         Returns (..., D), of separate heads side by side; (..., heads, D) for heads that share a
         codebook. With channels first the last axis is moved behind the batch.
 
-        Raises TypeError or IndexError for indices that are not int64 in -1 .. K - 1 (not read
+        Raises TypeError or IndexError for indices that are not integers in -1 .. K - 1 (not read
         inside torch.compile).
         """
         codes = self._decoded(indices)
@@ -415,7 +418,7 @@ class VectorQuantize(CodeUsage, nn.Module):
     def _decoded(self, indices):
         """(..., D), with an axis of heads before D if there is one."""
         last = self.heads if self.heads > 1 else None
-        check_indices(type(self).__name__, indices, self.codebook_size, last)
+        indices = checked_indices(type(self).__name__, indices, self.codebook_size, last)
         return self._codebook.decode(indices)
 
     def _refuse(self, argument, expected, got, remedy):

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fastgen.nn.vq_options import refuse
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 def check_float(layer: str, x) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -39,6 +41,12 @@ def row_mask(
 ) -> Tensor | None:
     """bool, x's shape without `axis`, from either form; None from none."""
     shape = [*x.shape[:axis], *x.shape[axis + 1 :]]
+    for argument, value in (("mask", mask), ("lens", lens)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"fastgen.nn.{layer}: {argument} must be a tensor, got {type(value).__name__}; "
+                f"pass torch.tensor({argument})"
+            )
     if lens is None:
         if mask is not None and (mask.dtype != torch.bool or list(mask.shape) != shape):
             got = f"{mask.dtype} {tuple(mask.shape)}"
@@ -52,21 +60,23 @@ def row_mask(
     return torch.arange(shape[1], device=x.device) < lens.to(x.device).unsqueeze(1)
 
 
-def check_indices(
+def checked_indices(
     layer: str, indices, codes: int | tuple[int, ...], last: int | None = None
-) -> None:
-    """int64 in -1 .. codes - 1, with a last axis of size `last`; of a tuple, one number of codes
-    for each index of that axis. Values are not read inside torch.compile."""
-    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+) -> Tensor:
+    """As int64 what has any integer dtype, in -1 .. codes - 1, with a last axis of size `last`; of
+    a tuple, one number of codes for each index of that axis. Values are not read inside
+    torch.compile."""
+    if not isinstance(indices, Tensor) or indices.dtype not in _INTEGERS:
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(
-            f"fastgen.nn.{layer}: indices must be an int64 tensor, got {got}; convert with .long()"
+            f"fastgen.nn.{layer}: indices must be an int tensor, got {got}; convert with .long()"
         )
+    indices = indices.long()
     if last is not None and (indices.dim() == 0 or indices.shape[-1] != last):
         remedy = "pass what a forward returned"
         refuse(layer, "indices", f"must have a last axis of {last}", tuple(indices.shape), remedy)
     if torch.compiler.is_compiling() or indices.numel() == 0:
-        return
+        return indices
     parts = [(codes, indices)]
     if isinstance(codes, tuple):
         parts = zip(codes, indices.unbind(-1), strict=False)  # the first stages alone will do
@@ -77,3 +87,4 @@ def check_indices(
                 f"fastgen.nn.{layer}: indices must be in -1 .. {size - 1}, got "
                 f"{low if low < -1 else high}; they belong to another codebook"
             )
+    return indices

@@ -1,5 +1,7 @@
 """What the quantiser layers accept by name but refuse with any value other than the default."""
 
+import numbers
+
 VECTOR_QUANTIZE = {
     "codebook_diversity_loss_weight": 0.0,
     "codebook_diversity_temperature": 100.0,
@@ -55,7 +57,7 @@ def check_vector_quantize(layer: str, given: dict) -> None:
         value = given[name]
         if name == "codebook_dim" and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             refuse(layer, name, "must be a positive int", repr(value), "give a size")
     if not 0 <= given["decay"] <= 1:
         refuse(layer, "decay", "must be in [0, 1]", given["decay"], "0.8 to 0.99 are usual")
