@@ -2,6 +2,7 @@ import copy
 import inspect
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +142,18 @@ def test_every_argument_of_the_package_is_accepted_by_name_with_its_default(cls,
         expected = None if parameter.default == {} else parameter.default
         assert ours[name].default == expected, name
         assert ours[name].kind == parameter.kind, name
+
+
+@pytest.mark.parametrize("cls", ["VectorQuantize", "ResidualVQ", "GroupedResidualVQ"])
+def test_every_attribute_of_the_package_exists_or_the_page_names_it(cls):
+    page = (Path(__file__).parents[1] / "docs" / "vector_quantize.md").read_text()
+    sizes = {} if cls == "VectorQuantize" else dict(num_quantizers=2)
+    pairs = [twins(cls, **PLAIN, **sizes)]
+    if cls == "VectorQuantize":
+        pairs.append([layer._codebook for layer in pairs[0]])
+    for layer, peer in pairs:
+        public = {name for name in dir(peer) if not name.startswith("_")}
+        assert {name for name in public - set(dir(layer)) if f"`{name}`" not in page} == set()
 
 
 @pytest.mark.parametrize("cls", ["VectorQuantize", "ResidualVQ", "GroupedResidualVQ"])
