@@ -41,8 +41,8 @@ def vq_ema_update_(
     3. ``embed = embed_avg / size`` with ``size = (cluster_size + eps) / (n + K eps) n`` and
        ``n = cluster_size.sum()`` (Laplace smoothing)
 
-    Without rows (all counts of a head 0) nothing changes. Nothing waits for the device. Not
-    differentiable.
+    Without rows (all counts of a head 0) nothing changes. Nothing waits for the device.
+    Not differentiable.
 
     Args:
         embed: (K, D) or (G, K, D), the codebook, written; float32, float64, bfloat16 or float16.
