@@ -668,3 +668,23 @@ def test_forward_mode_is_refused_rather_than_wrong():
         dual = torch.autograd.forward_ad.make_dual(torch.zeros(3, 4), torch.ones(3, 4))
         with pytest.raises(NotImplementedError, match="tangent"):
             fastgen.vq_quantize(dual, c)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_commitment_far_from_all_codes_and_on_one(dtype):
+    spread = torch.finfo(dtype).tiny ** 0.7
+    x, codebook = torch.randn(50, 8, dtype=dtype), torch.randn(20, 8, dtype=dtype) * spread
+    torch.testing.assert_close(
+        fastgen.vq_quantize(x, codebook).commitment, x.square().mean(1), rtol=1e-5, atol=0
+    )
+    assert (fastgen.vq_quantize(codebook, codebook).commitment == 0).all()
+
+
+def test_commitment_has_the_same_bits_whatever_else_is_in_the_batch():
+    """Also where some rows take other ways to their code than others."""
+    x, codebook = torch.randn(640, 33), torch.randn(130, 33)
+    codebook[0] *= 1000
+    together = fastgen.vq_quantize(x, codebook)
+    apart = [fastgen.vq_quantize(part, codebook) for part in x.split(7)]
+    assert torch.equal(together.commitment, torch.cat([p.commitment for p in apart]))
+    assert torch.equal(together.indices, torch.cat([p.indices for p in apart]))
