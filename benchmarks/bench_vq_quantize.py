@@ -19,7 +19,7 @@ from fastgen.benchmarks.vq_problems import QUICK_SHAPES, SHAPES, Shape
 from fastgen.nn import VectorQuantize
 
 ALSO_AT = ()
-_SCORES = 1 << 24  # rows x codes that the peer is given at most; it is linear in N
+_SCORES = 1 << 26  # rows x codes that the peer is given at most: 256 MiB for each of its arrays
 _GRADIENTS = {"rotation": True, "straight": False}
 
 _WIDE_GOAL = 20.0 if problems.can_filter() else 14.0
@@ -43,8 +43,8 @@ COLUMNS = {
 NOTE = (
     "A step: forward in training mode with moving averages, then the gradient of x from the loss "
     "and a given gradient of quantized; default options, so by the rotation trick. Rows are codes "
-    "with noise of 0.3 sigma. The peer gets at most 2^24 rows x codes, scaled up; that counts the "
-    "update of its codebook several times, 2 % at 16384x8192x256, and spares it larger arrays. "
+    "with noise of 0.3 sigma. The peer gets at most 2^26 rows x codes, scaled up; that counts the "
+    "update of its codebook twice where N K is larger, and spares it larger arrays. "
     "vq_quantize beyond it: values, commitment and statistics, over the time of vq_nearest. A "
     "copy: Tensor.copy_ of as many bytes as the straight-through gradient moves. Error: of the "
     "loss, the gradient and the moved codebook against the peer's, or a float64 step's where it "
