@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "vq_indices.h"
+#include "vq_lookup.h"
 
 namespace fastgen {
 namespace {
@@ -34,8 +35,7 @@ Tensor vq_quantize_backward(const std::optional<Tensor>& grad_quantized,
       indices.scalar_type() == at::kLong && indices.numel() == shape.heads * shape.rows, "fastgen.",
       kOp, ": indices must be int64, one for each of ", shape.heads * shape.rows, " rows, got ",
       indices.scalar_type(), " ", indices.sizes());
-  const bool in_float64 = x.scalar_type() == at::kDouble || codebook.scalar_type() == at::kDouble;
-  const at::ScalarType arithmetic = in_float64 ? at::kDouble : at::kFloat;
+  const at::ScalarType arithmetic = vq_compute_type(kOp, x, codebook);
 
   Tensor grad_x = at::empty_like(x);
   if (grad_x.numel() == 0) return grad_x;

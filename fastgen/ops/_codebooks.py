@@ -62,11 +62,6 @@ def mask_shape(x: Tensor, dim: int, heads: bool) -> list[int]:
     return shape
 
 
-def compute_dtype(x: Tensor, codebook: Tensor) -> torch.dtype:
-    """float64 if either is float64, else float32."""
-    return torch.promote_types(torch.float32, torch.promote_types(x.dtype, codebook.dtype))
-
-
 def example_rows(device):
     """Small x (B, D, H, W) and codebook (K, D) for self-tests; no two codes are close."""
     x = torch.linspace(-3, 3, 2 * 4 * 3 * 5, device=device).reshape(2, 4, 3, 5)

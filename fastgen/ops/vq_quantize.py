@@ -10,6 +10,7 @@ from fastgen import _backends
 from fastgen.ops import _codebooks
 from fastgen.ops._snapshot import snapshot
 from fastgen.reference import vq_quantize as reference
+from fastgen.reference.vq_rows import compute_dtype
 
 
 def _example(device):
@@ -165,7 +166,7 @@ def _(x, codebook, dim, mask, rotation, filter=None):
     return (
         torch.empty_like(x),
         indices,
-        x.new_empty(indices.numel(), dtype=_codebooks.compute_dtype(x, codebook)),
+        x.new_empty(indices.numel(), dtype=compute_dtype(x, codebook)),
         codebook.new_empty(codebook.shape[:-1], dtype=torch.int64),
         codebook.new_empty(codebook.shape, dtype=torch.float64),
     )
