@@ -4,26 +4,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from vq_peer import assert_same_results, assert_same_training, twins
+from vq_peer import (
+    assert_same_results,
+    assert_same_training,
+    assert_unchanged,
+    rows,
+    state_of,
+    twins,
+)
 
 from fastgen.nn import GroupedResidualVQ, ResidualVQ
 
 PLAIN = dict(dim=8, codebook_size=16, num_quantizers=3)
 GRADIENT = dict(learnable_codebook=True, ema_update=False)
 IMAGE = dict(accept_image_fmap=True)
-
-
-def rows(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def state_of(layer):
-    return {name: value.clone() for name, value in layer.state_dict().items()}
-
-
-def assert_unchanged(layer, state):
-    for name, value in layer.state_dict().items():
-        assert torch.equal(value, state[name]), name
 
 
 # --- the package's answers ---

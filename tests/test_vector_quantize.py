@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from vq_peer import assert_same_results, assert_same_training, peer_of, twins
+from vq_peer import (
+    assert_same_results,
+    assert_same_training,
+    assert_unchanged,
+    peer_of,
+    rows,
+    state_of,
+    twins,
+)
 
 import fastgen.nn
 from fastgen.nn import VectorQuantize
@@ -15,19 +23,6 @@ from fastgen.nn import VectorQuantize
 PLAIN = dict(dim=8, codebook_size=16)
 SEPARATE = dict(heads=2, codebook_dim=4, separate_codebook_per_head=True)
 GRADIENT = dict(learnable_codebook=True, ema_update=False)
-
-
-def rows(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def state_of(layer):
-    return {name: value.clone() for name, value in layer.state_dict().items()}
-
-
-def assert_unchanged(layer, state):
-    for name, value in layer.state_dict().items():
-        assert torch.equal(value, state[name]), name
 
 
 # --- the package's answers ---

@@ -1,4 +1,4 @@
-"""A layer of fastgen beside the same layer of vector-quantize-pytorch."""
+"""A layer of fastgen beside the same layer of vector-quantize-pytorch, and what both are fed."""
 
 import copy
 
@@ -6,6 +6,19 @@ import pytest
 import torch
 
 import fastgen.nn as ours
+
+
+def rows(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def state_of(layer):
+    return {name: value.clone() for name, value in layer.state_dict().items()}
+
+
+def assert_unchanged(layer, state):
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, state[name]), name
 
 
 def peer_of(cls):
