@@ -4,9 +4,16 @@ import importlib as _importlib
 
 from fastgen import _backends
 from fastgen._backends import backends, use_backend
+from fastgen.ops.add_noise import add_noise
+from fastgen.ops.bernoulli_nll import bernoulli_nll
+from fastgen.ops.dmol_nll import dmol_nll
 from fastgen.ops.gated_activation import gated_activation
 from fastgen.ops.gated_masked_conv2d import gated_masked_conv2d
+from fastgen.ops.gaussian_nll import gaussian_nll
 from fastgen.ops.masked_conv2d import TapPlan, masked_conv2d
+from fastgen.ops.philox_normal import philox_normal, randn
+from fastgen.ops.philox_uniform import philox_uniform, rand
+from fastgen.ops.reparam_kl import reparam_kl
 from fastgen.ops.vq_ema_update_ import vq_ema_update_
 from fastgen.ops.vq_nearest import vq_nearest
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
@@ -18,12 +25,21 @@ __all__ = [
     "NotCausalError",
     "TapPlan",
     "UnsupportedModelError",
+    "add_noise",
     "backends",
+    "bernoulli_nll",
     "check_causal",
     "compile_sampler",
+    "dmol_nll",
     "gated_activation",
     "gated_masked_conv2d",
+    "gaussian_nll",
     "masked_conv2d",
+    "philox_normal",
+    "philox_uniform",
+    "rand",
+    "randn",
+    "reparam_kl",
     "use_backend",
     "vq_codebook_loss",
     "vq_ema_update_",

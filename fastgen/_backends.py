@@ -50,16 +50,16 @@ class _Op:
     has_cpp: dict  # key -> whether fastgen._C registered a kernel
 
 
-def define(schema, reference, *, stem=None, triton=None, example=None, every_device=False):
+def define(schema, reference, *, stem=None, triton=None, example=None, every_device=False, tags=()):
     """Defines `fastgen::<schema>` with its reference kernel and, on CUDA, its Triton kernel.
 
     `triton` names the launcher as "module:function" below fastgen.kernels; it is imported when
     first used. `stem` is the public op a helper op (such as a backward) belongs to.
     `example(device)` makes small arguments for the self-test of `fastgen info`. A helper that does
-    no arithmetic has one kernel for every device and backend (`every_device`).
+    no arithmetic has one kernel for every device and backend (`every_device`). `tags` are torch's.
     """
     name = schema[: schema.index("(")]
-    _library.define(schema)
+    _library.define(schema, tags=tags)
     if every_device:
         _library.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.fastgen, name).default

@@ -1,4 +1,4 @@
-"""Philox4x32-10 in plain PyTorch, and the uniforms that sampling draws from it.
+"""Philox4x32-10 in plain PyTorch, and the uniforms and normals that are drawn from it.
 
 Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011. A counter-based generator:
 every block of four words is a function of (key, counter) alone, so the numbers of a sample do not
@@ -8,6 +8,7 @@ depend on batch size, thread count or rank.
 import torch
 from torch import Tensor
 
+TENSOR_STREAM = 0  # in the upper half of the counter's fourth word, as those that follow
 SAMPLING_STREAM = 1
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -37,6 +38,28 @@ def philox4x32(counter: Tensor, key: int) -> Tensor:
         )
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
     return torch.stack((c0, c1, c2, c3), -1)
+
+
+def element_words(seed: int, count: int, device=None) -> Tensor:
+    """The words of the elements 0 .. count - 1 of a tensor, int64 (count,): element i has lane
+    i % 4 of the block with key `seed` and counter (i // 4 low, i // 4 high, 0, TENSOR_STREAM)."""
+    block = torch.arange(-(-count // 4), device=device)
+    zero = torch.zeros_like(block)
+    counter = torch.stack((block & _WORD, block >> 32, zero, zero + (TENSOR_STREAM << 16)), -1)
+    return philox4x32(counter, seed).flatten()[:count]
+
+
+def element_normals(seed: int, count: int, device=None) -> Tensor:
+    """Standard normal numbers, float64 (count,), by Box and Muller from pairs of elements: with u
+    and v the uniforms of elements 2 j and 2 j + 1,
+
+        r = sqrt(-2 log(1 - u)),  normal 2 j = r cos(2 pi v),  normal 2 j + 1 = r sin(2 pi v)
+
+    of which the largest is sqrt(48 log 2) = 5.77.
+    """
+    u, v = to_uniform(element_words(seed, count + count % 2, device)).double().view(-1, 2).unbind(1)
+    r, angle = torch.sqrt(-2 * torch.log1p(-u)), 2 * torch.pi * v
+    return torch.stack((r * torch.cos(angle), r * torch.sin(angle)), 1).flatten()[:count]
 
 
 def to_uniform(words: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+"""Where an op's random numbers come from: a seed, a generator, the noise itself, or the device's
+default generator."""
+
+import numbers
+
+import torch
+
+from fastgen.reference.seeds import seed_or_draw
+
+
+def given_seed(op, seed, generator, device, noise=None, noise_name="eps"):
+    """The seed as an int64 tensor () on `device`, or None: then the op draws it itself."""
+    if seed is None and generator is None:
+        return None
+    if sum(source is not None for source in (seed, generator, noise)) > 1:
+        names = ("seed", "generator", noise_name)
+        got = " and ".join(
+            name for name, source in zip(names, (seed, generator, noise), strict=True)
+            if source is not None
+        )  # fmt: skip
+        raise ValueError(f"fastgen.{op}: seed, generator and {noise_name} exclude each other, got "
+                         f"{got}; keep one")  # fmt: skip
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"fastgen.{op}: generator must be a torch.Generator, got "
+                f"{type(generator).__name__}; or pass seed="
+            )
+        if generator.device.type != device.type:
+            raise ValueError(
+                f"fastgen.{op}: generator must be on the device {device}, got one on "
+                f"{generator.device}; make it with torch.Generator({str(device)!r})"
+            )
+        return seed_or_draw(None, device, generator)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"fastgen.{op}: seed must be an int, got {seed!r}; use 0")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"fastgen.{op}: seed must fit 64 bits, got {seed}; use a smaller one")
+    signed = int(seed) - (2**64 if seed >= 2**63 else 0)
+    return torch.full((), signed, dtype=torch.int64, device=device)

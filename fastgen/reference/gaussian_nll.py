@@ -1,0 +1,41 @@
+"""gaussian_nll in plain PyTorch, in float64."""
+
+import math
+
+import torch
+
+
+def _terms(mean, target, logvar, fixed_logvar):
+    if logvar is None:
+        wide = torch.full_like(mean, fixed_logvar, dtype=torch.float64)
+    else:
+        wide = logvar.double().expand(mean.shape)
+    return target.double() - mean.double(), wide, torch.exp(-wide)
+
+
+def _product(a, b):
+    return torch.where(a == 0, 0, a * b)  # an exact mean of variance 0
+
+
+def gaussian_nll(mean, target, logvar, fixed_logvar):
+    r, wide, w = _terms(mean, target, logvar, fixed_logvar)
+    nll = 0.5 * (math.log(2 * math.pi) + wide + _product(r * r, w))
+    accumulation = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    return nll.reshape(len(mean), -1).sum(1).to(accumulation)
+
+
+def gaussian_nll_backward(grad_nll, mean, target, logvar, fixed_logvar, needs):
+    r, _, w = _terms(mean, target, logvar, fixed_logvar)
+    g = grad_nll.double().view(-1, *[1] * (mean.dim() - 1))
+    by_target = g * _product(r, w)
+    nothing = mean.new_empty(0)
+    by_logvar = nothing
+    if needs[2]:
+        by_logvar = 0.5 * g * (1 - _product(r * r, w))
+        by_logvar = by_logvar.sum().view(logvar.shape) if logvar.numel() == 1 else by_logvar
+        by_logvar = by_logvar.to(logvar.dtype)
+    return (
+        (-by_target).to(mean.dtype) if needs[0] else nothing,
+        by_target.to(target.dtype) if needs[1] else nothing,
+        by_logvar,
+    )
