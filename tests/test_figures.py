@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fastgen import figures
+from fastgen.figures import page
 
 
 def pixels_of(path):
@@ -53,8 +54,8 @@ def test_real_beside_samples_shows_every_pixel_as_a_whole_square(tmp_path, chann
         tmp_path / "p.png", real, samples, levels=17, class_names="abc", title="T", as_ink=as_ink
     )
     picture = pixels_of(tmp_path / "p.png")[..., :3]
-    for images, ink in ((real, figures._INK), (samples, figures._SAMPLE_INK)):
-        panel = figures._panel(images, 17, 8, ink if as_ink else None)
+    for images, ink in ((real, page.INK), (samples, page.SAMPLE_INK)):
+        panel = page.panel(images, 17, 8, ink if as_ink else None)
         rows, first = [row.tobytes() for row in picture], panel[0].tobytes()
         at = next(i for i, row in enumerate(rows) if first in row)
         left = rows[at].index(first) // 3
