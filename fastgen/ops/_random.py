@@ -31,7 +31,9 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
             f"fastgen.{name}: dtype must be float32, float64, bfloat16 or float16, got {dtype}; "
             "draw float32 and convert"
         )
-    seed = seed_or_draw(_seeds.given_seed(name, seed, generator, device), device)
+    seed = _seeds.given_seed(name, seed, generator, device)
+    if seed is None:
+        seed = seed_or_draw(None, device)
     if out is None:
         return op(seed, size, dtype)
     fill(out, seed)
