@@ -94,3 +94,162 @@ def test_without_matplotlib_the_remedy_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'fastgen[train]'")):
         figures.training_curves(tmp_path / "t.png", {"test": ([1, 2], [2.0, 1.0])})
+
+
+def codes(*shape, levels=17):
+    return torch.randint(0, levels, shape)
+
+
+def place_of(panel, picture):
+    """(row, column) of a panel in a picture, to the pixel."""
+    rows, first = [row.tobytes() for row in picture], panel[0].tobytes()
+    for at, row in enumerate(rows):
+        left, odd = divmod(row.find(first), 3)
+        if first in row and not odd:
+            cut = picture[at:, left:][: panel.shape[0], : panel.shape[1]]
+            if np.array_equal(cut, panel):
+                return at, left
+    raise AssertionError("the panel is not in the picture")
+
+
+def texts_of(monkeypatch):
+    texts = []
+    text = page.Page.text
+    monkeypatch.setattr(
+        page.Page, "text", lambda self, x, y, s, **k: (texts.append(s), text(self, x, y, s, **k))[1]
+    )
+    return texts
+
+
+@pytest.mark.parametrize("channels, as_ink", [(1, True), (1, False), (3, False)])
+def test_reconstructions_stand_below_their_originals(tmp_path, monkeypatch, channels, as_ink):
+    texts = texts_of(monkeypatch)
+    rows = {name: codes(5, channels, 8, 8) for name in ("original", "noisy", "denoised")}
+    figures.reconstructions(
+        tmp_path / "r.png", rows, levels=17, columns=3, as_ink=as_ink, title="T", caption="C"
+    )
+    picture = pixels_of(tmp_path / "r.png")[..., :3]
+    places = []
+    for start in (0, 3):
+        for name, images in rows.items():
+            ink = page.SAMPLE_INK if name == "denoised" else page.INK
+            shown = images[None, start : start + 3]
+            panel = page.panel(shown, 17, 8, ink if as_ink else None)
+            places.append(place_of(panel, picture))
+    assert places == sorted(places) and len({left for _, left in places}) == 1
+    assert texts.count("denoised") == 2 and {"T", "C"} <= set(texts)
+
+
+def test_interpolation_strips_stand_between_their_images(tmp_path):
+    strips, first, last = codes(2, 6, 1, 8, 8), codes(2, 1, 8, 8), codes(2, 1, 8, 8)
+    figures.interpolation_strips(
+        tmp_path / "i.png", strips, first=first, last=last, levels=17, title="T"
+    )
+    picture = pixels_of(tmp_path / "i.png")[..., :3]
+    shown = (first[:, None], strips, last[:, None])
+    places = [place_of(page.panel(images, 17, 8, None), picture) for images in shown]
+    assert places == sorted(places) and len({top for top, _ in places}) == 1
+    figures.interpolation_strips(tmp_path / "i.png", strips, levels=17)
+
+
+@pytest.mark.parametrize("dims, steps, side", [(1, 1, 3), (4, 9, 8), (3, 25, 32)])
+def test_traversal_names_dimensions_and_values(tmp_path, monkeypatch, dims, steps, side):
+    texts = texts_of(monkeypatch)
+    images = codes(dims, steps, 3, side, side)
+    values = torch.linspace(-2, 2, steps) if steps > 1 else [0.0]
+    figures.traversal_grid(tmp_path / "t.png", images, levels=17, values=values)
+    scale = max(1, min(round(64 / side), 1600 // (steps * side)))
+    place_of(page.panel(images, 17, scale, None), pixels_of(tmp_path / "t.png")[..., :3])
+    assert {f"z{d}" for d in range(dims)} <= set(texts) and "0" in texts
+    if (dims, steps) == (4, 9):
+        assert "+2.0" in texts and "-2.0" in texts
+
+
+def test_manifold_points_fill_a_normal_evenly():
+    points = figures.manifold_points(5)
+    assert points.shape == (25, 2) and points.dtype == torch.float32
+    grid = torch.special.ndtr(points).view(5, 5, 2)
+    across = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.testing.assert_close(grid[..., 0], across.expand(5, 5))
+    torch.testing.assert_close(grid[..., 1], across.flip(0)[:, None].expand(5, 5))
+    assert figures.manifold_points(1).tolist() == [[0.0, 0.0]]
+
+
+def test_manifold_and_arithmetic_show_every_image(tmp_path, monkeypatch):
+    images = codes(3, 4, 1, 8, 8)
+    figures.latent_manifold(tmp_path / "m.png", images, levels=17, as_ink=True)
+    panel = page.panel(images, 17, 6, page.SAMPLE_INK)
+    place_of(panel, pixels_of(tmp_path / "m.png")[..., :3])
+    texts = texts_of(monkeypatch)
+    terms = [codes(2, 1, 8, 8) for _ in range(4)]
+    figures.latent_arithmetic(tmp_path / "a.png", *terms, levels=17, names="wxyz")
+    picture = pixels_of(tmp_path / "a.png")[..., :3]
+    places = [place_of(page.panel(t[:, None], 17, 8, None), picture) for t in terms]
+    assert places == sorted(places) and set("wxyz") <= set(texts)
+    assert texts.count("=") == texts.count("+") == 2
+
+
+def test_the_plane_of_a_scatter():
+    z = torch.randn(50, 2)
+    points, names = figures.latent_space.principal_plane(z)
+    assert torch.equal(points, z.double()) and names == ("first latent", "second latent")
+    wide = torch.randn(50, 5) * torch.tensor([0.1, 9.0, 0.1, 3.0, 0.1])
+    points, names = figures.latent_space.principal_plane(wide)
+    assert abs(np.corrcoef(points[:, 0], wide[:, 1])[0, 1]) > 0.99
+    assert abs(np.corrcoef(points[:, 1], wide[:, 3])[0, 1]) > 0.99
+    assert names[0].startswith("first principal axis (") and names[0].endswith("%)")
+    for shape in ((1, 5), (3, 1), (2, 7)):
+        assert figures.latent_space.principal_plane(torch.randn(shape))[0].shape == (shape[0], 2)
+
+
+def test_scatter_names_each_class_at_its_median(tmp_path, monkeypatch):
+    texts = {}
+    from matplotlib.axes import Axes
+
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **k: texts.update({s: (x, y)}))
+    z = torch.cat([torch.randn(30, 2), torch.randn(30, 2) + 9])
+    labels = torch.arange(60) // 30
+    figures.latent_scatter(tmp_path / "s.png", z, labels, class_names=("low", "high"))
+    assert set(texts) == {"low", "high"}
+    assert texts["high"] == tuple(z[30:].double().median(0).values.tolist())
+    figures.latent_scatter(tmp_path / "s.png", torch.randn(4, 3))
+
+
+def test_kl_bars_fall_and_count_what_is_active(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    seen, text = {}, []
+    bar = Axes.bar
+    monkeypatch.setattr(
+        Axes, "bar", lambda self, x, h, **k: (seen.update(h=h, **k), bar(self, x, h, **k))[1]
+    )
+    write = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: (text.append(s), write(self, x, y, s, **k))[1]
+    )
+    kl = torch.tensor([0.5, 0.001, 2.0])
+    figures.kl_per_dimension(tmp_path / "k.png", kl)
+    assert seen["h"].tolist() == kl[[2, 0, 1]].double().tolist()
+    assert seen["color"] == [page.COLOURS[0]] * 2 + [page.RULE]
+    assert text == ["2 of 3 active, 2.50 nats in all"]
+    figures.kl_per_dimension(tmp_path / "k.png", torch.rand(100), active=torch.rand(100) > 0.5)
+
+
+@pytest.mark.parametrize(
+    "draw, named",
+    [
+        (lambda p, x: figures.interpolation_strips(p, x, levels=2), "interpolation_strips: images"),
+        (lambda p, x: figures.traversal_grid(p, x[:0, None], levels=2), "at least one image"),
+        (lambda p, x: figures.latent_manifold(p, None, levels=2), "got NoneType"),
+        (
+            lambda p, x: figures.reconstructions(p, {"a": x, "b": x[:1]}, levels=2),
+            r"images\['b'\] must have shape \(3, 1, 4, 4\), got \(1, 1, 4, 4\)",
+        ),
+        (lambda p, x: figures.latent_arithmetic(p, x, x, x, x[0], levels=2), "result must have"),
+        (lambda p, x: figures.latent_scatter(p, x), r"z must have shape \(N, D\), got"),
+    ],
+)
+def test_figures_refuse_what_they_cannot_show(draw, named, tmp_path):
+    with pytest.raises(ValueError, match=f"fastgen.figures.*{named}"):
+        draw(tmp_path / "x.png", torch.zeros(3, 1, 4, 4, dtype=torch.int64))
+    assert not (tmp_path / "x.png").exists()

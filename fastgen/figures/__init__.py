@@ -3,14 +3,31 @@
 from fastgen.figures.curves import training_curves
 from fastgen.figures.field import receptive_field
 from fastgen.figures.grids import paired, to_grid, write_grid, write_png
+from fastgen.figures.latent_space import kl_per_dimension, latent_scatter
+from fastgen.figures.latents import (
+    interpolation_strips,
+    latent_arithmetic,
+    latent_manifold,
+    manifold_points,
+    reconstructions,
+    traversal_grid,
+)
 from fastgen.figures.samples import real_beside_samples
 
 __all__ = [
+    "interpolation_strips",
+    "kl_per_dimension",
+    "latent_arithmetic",
+    "latent_manifold",
+    "latent_scatter",
+    "manifold_points",
     "paired",
     "real_beside_samples",
     "receptive_field",
+    "reconstructions",
     "to_grid",
     "training_curves",
+    "traversal_grid",
     "write_grid",
     "write_png",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 from pathlib import Path
@@ -45,20 +46,23 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
+def text_width(words: str, **font) -> float:
+    """In device pixels."""
+    if not words.strip():
+        return 0.0
+    font = _matplotlib("font_manager").FontProperties(**font)
+    path = _matplotlib("textpath").TextPath((0, 0), words, prop=font)
+    return path.get_extents().width * DPI / 72
+
+
 class Page:
     """A white picture of (width, height) device pixels, apart from pyplot's global state; places
     are device pixels from its upper left corner."""
 
     def __init__(self, width: int, height: int):
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                f"fastgen.figures: matplotlib is missing ({error}); pip install 'fastgen[train]'"
-            ) from error
         self.width, self.height = width, height
         size = (width / DPI, height / DPI)
-        self.figure = Figure(figsize=size, dpi=DPI, facecolor="white")
+        self.figure = _matplotlib("figure").Figure(figsize=size, dpi=DPI, facecolor="white")
 
     def text(self, x: float, y: float, words: str, **style) -> None:
         self.figure.text(x / self.width, 1 - y / self.height, words, **style)
@@ -95,3 +99,12 @@ class Page:
         png = io.BytesIO()
         self.figure.savefig(png, format="png", dpi=DPI)
         write_atomically(Path(path), png.getvalue())
+
+
+def _matplotlib(module: str):
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
+    except ImportError as error:
+        raise ImportError(
+            f"fastgen.figures: matplotlib is missing ({error}); pip install 'fastgen[train]'"
+        ) from error
