@@ -16,12 +16,19 @@ and, where it trains one part of a model after the other,
     can_sample: bool                                 whether samples are worth a picture by now
 
 Each stage has a warm-up and a schedule of its own, and none comes twice: a prolonged training goes
-on with the last. Figures that a stage does not measure are nan in the log. `warnings() ->
-list[str]`, if there, is asked after each row of the log.
+on with the last. What a stage, a step or an evaluation does not measure is nan in the log. It may
+have, too,
 
-Of the model itself it wants `config` (its constructor's arguments), `sample(n, condition, seed=)`
-and, where a sample does not take a forward for each value, `sample_forwards`. Where it has
-`reconstruct(codes) -> codes`, there are pictures of test images above their reconstructions, too.
+    done: float                                      written here before each step: the share of
+                                                     the present stage's budget that is used up
+    test_figures: tuple[str, ...]                    measured by `evaluate` alone, for the log only
+    warnings() -> list[str]                          asked after each row of the log
+
+Of the model itself it wants `config` (its constructor's arguments). Where it has `sample(n,
+condition, seed=)`, there are pictures of samples; `sample_forwards` says how many forwards one
+takes, if it is not one for each value. Where it has `reconstruct(codes) -> codes`, perhaps with an
+argument `condition` for labels, there are pictures of test images above their reconstructions; or
+of the rows that `comparison(codes) -> {name: codes}` gives, where it has that.
 
 Every random choice of step k (the images of the batch, dropout) is a function of (seed, k), so
 there is no random state to save, and a run does not depend on when it was interrupted.
@@ -30,6 +37,7 @@ there is no random state to save, and a run does not depend on when it was inter
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 import os
@@ -138,8 +146,8 @@ def train(
 
     model: one of fastgen.models, or any module as said above.
     data: a fastgen.data.Dataset.
-    out: folder for config.json, model.safetensors, resume.safetensors, log.csv, samples/ and, of
-        autoencoders, reconstructions/.
+    out: folder for config.json, model.safetensors, resume.safetensors, log.csv, samples/ (of models
+        that draw images) and, of autoencoders, reconstructions/.
     minutes: time budget, evaluations included. Give this or steps.
     steps: number of optimiser steps in all.
     batch_size: images per step.
@@ -154,8 +162,8 @@ def train(
         for it when it resumes.
     evaluations: how often in all to measure the test split and write a row of the log.
     test_images: at most so many images in each of these; the last one takes all.
-    grids: how often in all to write a grid of samples with fixed noise; default up to 4, fewer
-        where they would take more than a tenth of the time.
+    grids: how often in all to write a grid of samples with fixed noise, and of reconstructions;
+        default up to 4, fewer where they would take more than a tenth of the time.
     checkpoint_minutes: time between checkpoints; the end and Ctrl-C always write one.
     progress: a bar on the terminal, or lines where there is none.
     after_step: called with the number of steps done.
@@ -284,7 +292,7 @@ class _Run:
 
     def _take_step(self, done: float) -> None:
         began = time.perf_counter()
-        done = self._enter_stage(done)
+        done = self.objective.done = self._enter_stage(done)
         factor = min(1.0, (self.step - self.stage_step + 1) / _WARMUP_STEPS)
         if self.arguments["schedule"] == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * done))
@@ -361,10 +369,12 @@ class _Run:
             row |= {"train_seconds": round(self.train_seconds, 3)}
             row |= {"images_per_s": round(steps * images / seconds, 1) if seconds else 0.0}
             for split, figures in (("train", self._means()), ("test", test)):
-                names = self.objective.figures
-                row |= {f"{split}_{name}": figures.get(name, math.nan) for name in names}
+                row |= {
+                    f"{split}_{name}": figures.get(name, math.nan) for name in self._names(split)
+                }
             self.log.append(row)
-            self.test, self.row = test, now
+            self.test = {name: test[name] for name in self.objective.figures if name in test}
+            self.row = now
             for name, value in self.sums.items():
                 value.zero_()
                 self.measured[name] = 0
@@ -388,14 +398,15 @@ class _Run:
                 self.grid = self._now()
                 return
         pictures = {}
-        if getattr(self.objective, "can_sample", True):
+        if self._samples():
             labels = torch.arange(count, device=self.device) // 8 % classes if classes else None
             samples = self.model.sample(count, labels, seed=self.arguments["seed"])
             pictures["samples"] = samples
         if hasattr(self.model, "reconstruct"):
             self.model.eval()
-            shown = self._batch(self.data.test, self._spread(count // 2))[0]
-            pictures["reconstructions"] = figures.paired(shown, self.model.reconstruct(shown), 8)
+            shown = self._batch(self.data.test, self._spread(count // 2))
+            rows = list(comparison(self.model, *shown).values())
+            pictures["reconstructions"] = figures.interleaved(rows, 8)
         with self.interrupts.held():
             for name, images in pictures.items():
                 path = self.out / name / f"step-{self.step:07}.png"
@@ -406,14 +417,19 @@ class _Run:
     @torch.no_grad()
     def _grid_seconds(self, count: int) -> float:
         """About how long `count` samples take: a forward for each value of an image, unless the
-        model says how many by its attribute `sample_forwards`."""
+        model says how many by its attribute `sample_forwards`; of a model without samples, how
+        long reconstructions do."""
         index = torch.arange(count) % len(self.data.test.images)
         batch = self._batch(self.data.test, index)
         self.model.eval()
         began = time.perf_counter()
         self.objective.evaluate(*batch)
-        values = math.prod(self.data.shape)
-        return (time.perf_counter() - began) * getattr(self.model, "sample_forwards", values)
+        forwards = getattr(self.model, "sample_forwards", math.prod(self.data.shape))
+        return (time.perf_counter() - began) * (forwards if self._samples() else 1)
+
+    def _samples(self) -> bool:
+        """Whether the model draws images, and these are worth a picture by now."""
+        return hasattr(self.model, "sample") and getattr(self.objective, "can_sample", True)
 
     def _grids(self) -> int:
         grids = self.arguments["grids"]
@@ -443,9 +459,21 @@ class _Run:
         return self._means() | {f"test_{name}": value for name, value in last}
 
     def _columns(self) -> list[str]:
-        names = list(self.objective.figures)
         own = ["step", "epoch", "seconds", "lr", "train_seconds", "images_per_s"]
-        return own + [f"train_{name}" for name in names] + [f"test_{name}" for name in names]
+        return own + [f"{split}_{n}" for split in ("train", "test") for n in self._names(split)]
+
+    def _names(self, split: str) -> tuple[str, ...]:
+        """What is measured of the training or the test split."""
+        more = getattr(self.objective, "test_figures", ()) if split == "test" else ()
+        return (*self.objective.figures, *more)
+
+
+def comparison(model: nn.Module, codes: Tensor, condition: Tensor | None) -> dict[str, Tensor]:
+    """Images and what a model makes of them, by name, codes (N, C, H, W) each."""
+    kind = getattr(model, "comparison", None) or model.reconstruct
+    takes_labels = "condition" in inspect.signature(kind).parameters
+    made = kind(codes, condition) if takes_labels else kind(codes)
+    return made if isinstance(made, dict) else {"original": codes, "reconstructed": made}
 
 
 class Order:

@@ -201,7 +201,7 @@ def test_pictures_of_reconstructions_then_of_samples_too(tmp_path):
 
 def test_pairs_are_rows_above_rows():
     first, second = torch.arange(5).view(5, 1, 1, 1), torch.arange(10, 15).view(5, 1, 1, 1)
-    rows = figures.paired(first, second, 2).flatten().tolist()
+    rows = figures.interleaved([first, second], 2).flatten().tolist()
     assert rows == [0, 1, 10, 11, 2, 3, 12, 13, 4, 14]
 
 

@@ -2,7 +2,7 @@
 
 from fastgen.figures.curves import training_curves
 from fastgen.figures.field import receptive_field
-from fastgen.figures.grids import paired, to_grid, write_grid, write_png
+from fastgen.figures.grids import interleaved, to_grid, write_grid, write_png
 from fastgen.figures.latent_space import kl_per_dimension, latent_scatter
 from fastgen.figures.latents import (
     interpolation_strips,
@@ -15,13 +15,13 @@ from fastgen.figures.latents import (
 from fastgen.figures.samples import real_beside_samples
 
 __all__ = [
+    "interleaved",
     "interpolation_strips",
     "kl_per_dimension",
     "latent_arithmetic",
     "latent_manifold",
     "latent_scatter",
     "manifold_points",
-    "paired",
     "real_beside_samples",
     "receptive_field",
     "reconstructions",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,11 @@ def write_grid(
     write_png(path, grid.repeat(scale, 0).repeat(scale, 1))
 
 
-def paired(first: Tensor, second: Tensor, columns: int) -> Tensor:
-    """Two lists of images (N, C, H, W) as one for a grid of `columns`: rows of the first, each
-    above its row of the second."""
-    pairs = zip(first.split(columns), second.split(columns), strict=True)
-    return torch.cat([row for pair in pairs for row in pair])
+def interleaved(rows: Sequence[Tensor], columns: int) -> Tensor:
+    """Lists of images (N, C, H, W) as one for a grid of `columns`: rows of the first, each above
+    its row of the second, and so on."""
+    parts = zip(*(images.split(columns) for images in rows), strict=True)
+    return torch.cat([row for part in parts for row in part])
 
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
