@@ -39,7 +39,10 @@ OTHER_LEVELS := "from fastgen._load import EXTENSION as c; \
   print(*[l for l in c.supported_isa_levels() if l != c.isa()] if c else [])"
 KERNEL_TESTS := tests/test_gated_activation.py tests/test_masked_conv2d.py \
                 tests/test_gated_masked_conv2d.py tests/test_executors.py tests/test_sampler.py \
-                tests/test_vq_nearest.py tests/test_vq_quantize.py tests/test_vq_ema_update_.py
+                tests/test_vq_nearest.py tests/test_vq_quantize.py tests/test_vq_ema_update_.py \
+                tests/test_philox_normal.py tests/test_philox_uniform.py tests/test_reparam_kl.py \
+                tests/test_add_noise.py tests/test_bernoulli_nll.py tests/test_gaussian_nll.py \
+                tests/test_dmol_nll.py
 
 $(PYTHON):
 	$(PYTHON3) -m venv $(ENV)
