@@ -1,4 +1,4 @@
-"""The command `fastgen`: train, sample, bench, info, demo.
+"""The command `fastgen`: train, sample, figures, bench, info, demo.
 
 Flags are made from the signatures of the Python functions behind them and their help from the
 docstrings, so every flag is a Python argument of the same name and default.
@@ -166,8 +166,8 @@ def sample(
     device: cpu, cuda, ...; default is the GPU if there is one.
     progress: a bar on the terminal, or lines where there is none.
 
-    Raises ValueError for a label of a model without classes or out of their range, and for an
-    unknown kind of file.
+    Raises ValueError for a label of a model without classes or out of their range, for a model that
+    draws no images, and for an unknown kind of file.
     """
     import numpy as np
     import torch
@@ -182,6 +182,11 @@ def sample(
         raise ValueError(f"fastgen.sample: n must be at least 0, got {n}; say how many images")
     device = chosen(device)
     model = checkpoint.load(directory, device=device)
+    if not hasattr(model, "sample"):
+        raise ValueError(
+            f"fastgen.sample: the model in {directory}, {checkpoint.model_name(model)!r}, draws no "
+            "images; see what it does with images by `fastgen figures`"
+        )
     classes = getattr(model, "classes", None)
     labels = None
     if classes is not None:
@@ -226,6 +231,17 @@ def _sample(argv: Sequence[str]) -> None:
     print(f"wrote {given.get('out', 'samples.png')}")
 
 
+def _figures(argv: Sequence[str]) -> None:
+    """draw the pictures that fit a checkpoint"""
+    from fastgen import gallery
+
+    parser = _parser("figures", gallery.main)
+    parser.add_argument("directory", metavar="DIR", help="a folder written by `fastgen train`")
+    add_flags(parser, gallery.main, skip=("directory",))
+    for path in gallery.main(**vars(parser.parse_args(argv))):
+        print(f"wrote {path}")
+
+
 def _bench(argv: Sequence[str]) -> None:
     """measure the kernels against PyTorch"""
     from fastgen import bench
@@ -254,7 +270,14 @@ def _demo(argv: Sequence[str]) -> None:
     _exit_with(demo.main(**vars(parser.parse_args(argv))))
 
 
-COMMANDS = {"train": _train, "sample": _sample, "bench": _bench, "info": _info, "demo": _demo}
+COMMANDS = {
+    "train": _train,
+    "sample": _sample,
+    "figures": _figures,
+    "bench": _bench,
+    "info": _info,
+    "demo": _demo,
+}
 
 
 def add_flags(

@@ -30,7 +30,7 @@ def latent_scatter(
     class_names: default the numbers.
     """
     points, names = principal_plane(z)
-    page = Page(1240, 1100 + 40 * bool(caption))
+    page = Page(1240, 1100 + 60 * bool(caption))
     axes = page.axes(132, 110, 1180, 1000, grid="")
     kinds = [None] if labels is None else labels.unique().tolist()
     for kind in kinds:
@@ -91,7 +91,7 @@ def kl_per_dimension(
     active = kl > ACTIVE_NATS if active is None else active.detach().cpu().flatten()
     order = kl.argsort(descending=True)
     count = len(kl)
-    page = Page(max(900, min(1560, 260 + 44 * count)), 720 + 40 * bool(caption))
+    page = Page(max(900, min(1560, 260 + 44 * count)), 720 + 60 * bool(caption))
     axes = page.axes(132, 130, page.width - 60, 600)
     colours = [COLOURS[0] if active[d] else RULE for d in order]
     axes.bar(range(count), kl[order].numpy(), color=colours, width=0.72)
