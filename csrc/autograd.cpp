@@ -75,6 +75,9 @@ struct Wiring {
 };
 
 struct Connected : torch::autograd::Function<Connected> {
+  static constexpr bool is_traceable =
+      true;  // by compiled autograd: backward needs its context alone
+
   // `stack`: the op's arguments. `moved`: those that have gradients, for autograd to know of.
   static variable_list forward(torch::autograd::AutogradContext* context, const Wiring* wiring,
                                const c10::OperatorHandle* op, c10::DispatchKeySet keys,

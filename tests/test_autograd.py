@@ -133,3 +133,13 @@ def test_second_derivatives():
     (second,) = torch.autograd.grad(first.sum(), logits)
     s = torch.sigmoid(logits)
     assert torch.allclose(second, s * (1 - s))
+
+
+def test_compiled_autograd_traces_the_nodes():
+    mu, logvar = leaves((3, 4), (3, 4))
+    z, kl = fastgen.reparam_kl(mu, logvar, seed=1)
+    expected = torch.autograd.grad(z.square().sum() + kl.sum(), (mu, logvar))
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        z, kl = fastgen.reparam_kl(mu, logvar, seed=1)
+        (z.square().sum() + kl.sum()).backward()
+    assert torch.allclose(mu.grad, expected[0]) and torch.allclose(logvar.grad, expected[1])

@@ -5,7 +5,6 @@ import operator
 import torch
 
 from fastgen.ops import _checks, _seeds
-from fastgen.reference.seeds import seed_or_draw
 
 
 def size_of(arguments):
@@ -23,8 +22,8 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
         device = out.device
     elif device is not None:
         device = torch.device(device)
-    else:
-        device = generator.device if generator is not None else torch.get_default_device()
+    elif generator is not None:
+        device = generator.device
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in _checks.FLOATS:
         raise TypeError(
@@ -33,7 +32,7 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
         )
     seed = _seeds.given_seed(name, seed, generator, device)
     if seed is None:
-        seed = seed_or_draw(None, device)
+        seed = _seeds.drawn_seed(device)
     if out is None:
         return op(seed, size, dtype)
     fill(out, seed)

@@ -4,8 +4,28 @@ default generator."""
 import numbers
 
 import torch
+from torch import Tensor
 
+from fastgen import _backends
 from fastgen.reference.seeds import seed_or_draw
+
+_DRAW = _backends.define(
+    "draw_seed(Device? device) -> Tensor",
+    lambda device: seed_or_draw(None, device),
+    every_device=True,
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+
+
+def drawn_seed(device) -> Tensor:
+    """64 bits of the device's default generator, int64 (). An op of its own, since torch.compile
+    does not know a draw of all 64."""
+    return _DRAW(device)
+
+
+@torch.library.register_fake("fastgen::draw_seed")
+def _(device):
+    return torch.empty((), dtype=torch.int64, device=device)
 
 
 def given_seed(op, seed, generator, device, noise=None, noise_name="eps"):
