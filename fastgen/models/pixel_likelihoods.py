@@ -193,9 +193,7 @@ class LogisticMixturePixels(PixelLikelihood):
     def mean(self, params):
         """Of the mixture, before the bins are cut; coupled colours at the others' means."""
         params = params if self.coupled else self._with_colours(params)
-        logits, means, _, coefficients = split(
-            params, self.components, self.coupled, self.shape[0]
-        )
+        logits, means, _, coefficients = split(params, self.components, self.coupled, self.shape[0])
         weights = torch.softmax(logits, 1)
         if coefficients is None:
             return (weights * means).sum(1).clamp(-1, 1)

@@ -24,7 +24,7 @@ from fastgen.sampling.arguments import check_draws, seed_of
 
 Likelihood = Literal["bernoulli", "gaussian", "dmol"]
 _PRIORS = {"normal": StandardNormal, "laplace": Laplace}
-_BLOCK = 16  # samples decoded at a time, always so many: a matrix of another height rounds otherwise
+_BLOCK = 16  # samples decoded at a time, always so many: other matrices round otherwise
 _STREAM = 0x9E3779B97F4A7C15  # from the random numbers of one draw to those of the next
 
 
