@@ -41,19 +41,14 @@ struct Wiring {
 
   c10::OperatorHandle backward;
   std::vector<Feed> feeds;
-  std::vector<int> moved;            // the op's arguments that backward's results are gradients of
-  std::vector<bool> differentiable;  // of the op's results
+  std::vector<int> moved;  // the op's arguments that backward's results are gradients of
   size_t arguments;
 
   explicit Wiring(const c10::OperatorHandle& op)
       : backward(c10::Dispatcher::singleton().findSchemaOrThrow(
             (op.operator_name().name + "_backward").c_str(), "")),
-        differentiable(op.schema().returns().size()),
         arguments(op.schema().arguments().size()) {
     for (const auto& argument : backward.schema().arguments()) feeds.push_back(feed(op, argument));
-    for (const Feed& feed : feeds) {
-      if (feed.source == Source::kGrad) differentiable[feed.index] = true;
-    }
     for (const auto& result : backward.schema().returns()) {
       const std::string of = result.name().substr(kGradOf.size());
       moved.push_back(position(op.schema().arguments(), of));
@@ -74,6 +69,7 @@ struct Wiring {
   }
 };
 
+// Results without a gradient are integers, which autograd leaves alone.
 struct Connected : torch::autograd::Function<Connected> {
   static constexpr bool is_traceable =
       true;  // by compiled autograd: backward needs its context alone
@@ -87,11 +83,8 @@ struct Connected : torch::autograd::Function<Connected> {
       at::AutoDispatchBelowADInplaceOrView guard;
       op->redispatchBoxed(keys & c10::after_autograd_keyset, &results_stack);
     }
-    variable_list results, fixed, saved;
+    variable_list results, saved;
     for (const IValue& result : results_stack) results.push_back(result.toTensor());
-    for (size_t i = 0; i < results.size(); ++i) {
-      if (!wiring->differentiable[i]) fixed.push_back(results[i]);
-    }
     std::vector<IValue> others;
     for (const Wiring::Feed& feed : wiring->feeds) {
       if (feed.source == Wiring::Source::kResult) {
@@ -107,7 +100,6 @@ struct Connected : torch::autograd::Function<Connected> {
     for (int i : wiring->moved) others.emplace_back((*stack)[i].isTensor());
     others.emplace_back(reinterpret_cast<int64_t>(wiring));
     context->saved_data["others"] = c10::ivalue::Tuple::create(std::move(others));
-    context->mark_non_differentiable(fixed);
     context->set_materialize_grads(false);
     return results;
   }
