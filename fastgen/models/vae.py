@@ -289,6 +289,8 @@ class VAE(LatentSpace, ImageModel):
         if isinstance(y, int) and not isinstance(y, bool):
             y = torch.full((n,), y, device=like.device)
         labels = self._labels(y, n, like.device)
+        if n == 0:
+            return self.pixels.images(like.new_zeros(0, *self.shape))
         seed = seed_of(seed, generator, None)
         first, last = first_index // _BLOCK, -(-(first_index + n) // _BLOCK)
         offset = first_index - first * _BLOCK
@@ -303,8 +305,6 @@ class VAE(LatentSpace, ImageModel):
             ]
         finally:
             self.train(was_training)
-        if not n:
-            return self.pixels.images(like.new_zeros(0, *self.shape))
         return torch.cat(blocks)[offset : offset + n]
 
     def _block(self, index, labels, seed, temperature, pixels):
