@@ -15,6 +15,7 @@ with another number of parameters is refused.
 Draws are computed in float64, whatever the dtype of the parameters.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -197,13 +198,8 @@ class DiscretizedLogisticMixture:
         _check_params(self, params, self.parameters(colors), "see the order in its docstring")
         given, expected = params.shape[2], 1 if self.coupled else colors
         if given != expected:
-            _refuse(
-                self,
-                "params",
-                f"must be (m, K, {expected}, ...)",
-                tuple(params.shape),
-                "a coupled mixture's have one colour, an uncoupled one's all",
-            )
+            _refuse(self, "params", f"must be (m, K, {expected}, ...)", tuple(params.shape),
+                    "a coupled mixture's have one colour, an uncoupled one's all")
         m = self.components
         if not self.coupled or colors == 1:
             logits, means, log_scales = params.split(m, 1)
@@ -233,13 +229,12 @@ def _inverse_cdf(weights, uniforms):
 def _truncated(weights, top_k, top_p):
     if top_k is None and top_p is None:
         return weights
-    ordered, index = weights.sort(dim=1, descending=True, stable=True)
+    ordered, index = weights.sort(1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, top_k:] = 0
     if top_p is not None:
-        sums = ordered.cumsum(1)
-        full = sums[:, :-1] >= top_p * sums[:, -1:]  # without the next one
-        ordered[:, 1:].masked_fill_(full, 0)
+        before = ordered.cumsum(1) - ordered
+        ordered = ordered.masked_fill(before >= top_p * ordered.sum(1, keepdim=True), 0)
     return torch.zeros_like(weights).scatter_(1, index, ordered)
 
 
