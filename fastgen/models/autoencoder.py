@@ -24,9 +24,10 @@ class AutoencoderOutput(NamedTuple):
 class Autoencoder(LatentSpace, ImageModel):
     """An encoder to `latent_dim` numbers, and a decoder back.
 
-    The networks see x = images / (levels - 1), in [0, 1]. The loss of an image is its squared
-    error, sum (recon - x)^2: twice the negative log-likelihood of a Gaussian of variance 1 around
-    the reconstruction, but for a constant.
+    Images are int64 levels (B, C, H, W); the networks see x = images / (levels - 1), in [0, 1], and
+    floats are taken to be on that scale. The loss of an image is its squared error,
+    sum (recon - x)^2: twice the negative log-likelihood of a Gaussian of variance 1 around the
+    reconstruction, but for a constant.
 
     Source: Hinton and Salakhutdinov, Reducing the Dimensionality of Data with Neural Networks,
     2006. Linear, the optimum is the span of the first principal axes: Baldi and Hornik, Neural
@@ -43,7 +44,7 @@ class Autoencoder(LatentSpace, ImageModel):
         width: of the default pair: hidden units (default 256), or channels (default 64).
         layers: of the default pair: hidden layers, or residual blocks.
 
-    ``forward(images)``: int64 (B, C, H, W) to `AutoencoderOutput`; ``encode(images)`` to z,
+    ``forward(images)`` gives an `AutoencoderOutput`; ``encode(images)`` to z,
     ``decode(z)``, ``reconstruct(images)`` and, of `LatentSpace`, ``interpolate``, ``traverse`` and
     ``latent_arithmetic`` to images; ``score(images)`` to how badly each is reconstructed, (B,).
     """
@@ -89,7 +90,7 @@ class Autoencoder(LatentSpace, ImageModel):
         return self._output(x, x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images, int64 (B, C, H, W) -> z (B, latent_dim)."""
+        """Images (B, C, H, W) -> z (B, latent_dim)."""
         return self._encoded(self.scaled(images))
 
     def latent(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -113,7 +114,7 @@ class Autoencoder(LatentSpace, ImageModel):
 
     @torch.no_grad()
     def fit_pca(self, images: Tensor) -> "Autoencoder":
-        """Sets a linear autoencoder to its optimum for these images, int64 (N, C, H, W), N at least
+        """Sets a linear autoencoder to its optimum for these images (N, C, H, W), N at least
         `latent_dim`: the mean and the first principal axes, from a decomposition in float64 of N or
         of C H W squared numbers. Returns itself."""
         if not self.linear:
@@ -128,7 +129,14 @@ class Autoencoder(LatentSpace, ImageModel):
         return self
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Images as floats in [0, 1], in the parameters' dtype."""
+        """Images as floats on the scale that the networks see, in the parameters' dtype; floats are
+        taken to be on it already."""
+        if isinstance(images, Tensor) and images.is_floating_point():
+            if tuple(images.shape[1:]) != self.shape:
+                expected = f"must be (B, {', '.join(map(str, self.shape))})"
+                remedy = "or build the model for that shape"
+                self._refuse("images", expected, tuple(images.shape), remedy)
+            return images.to(self._dtype())
         self._check_codes(images)
         return images.to(self._dtype()) / max(self.levels - 1, 1)
 

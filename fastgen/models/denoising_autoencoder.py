@@ -90,23 +90,14 @@ class DenoisingAutoencoder(Autoencoder):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Images, int64 (B, C, H, W), with the noise of the training: floats (B, C, H, W), clean
-        values in [0, 1]."""
+        """Images (B, C, H, W) with the noise of the training: floats (B, C, H, W), where clean values
+        are in [0, 1]."""
         return self._noisy(self.scaled(images), seed=seed, generator=generator)
 
-    @torch.no_grad()
     def denoise(self, images: Tensor) -> Tensor:
         """Noisy images (B, C, H, W), int64 levels or floats as `corrupt` gives them -> clean ones,
         int64 (B, C, H, W)."""
-        if isinstance(images, Tensor) and images.is_floating_point():
-            if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-                expected = f"must be (B, {', '.join(map(str, self.shape))})"
-                remedy = "or build the model for that shape"
-                self._refuse("images", expected, tuple(images.shape), remedy)
-            x = images.to(self._dtype())
-        else:
-            x = self.scaled(images)
-        return self.levelled(self._decoded(self._encoded(x)))
+        return self.reconstruct(images)
 
     def comparison(self, images: Tensor) -> dict[str, Tensor]:
         """Images, the same with noise (of a fixed seed), and denoised: int64 (B, C, H, W) each."""
