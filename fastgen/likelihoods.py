@@ -15,12 +15,13 @@ with another number of parameters is refused.
 Draws are computed in float64, whatever the dtype of the parameters.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastgen.ops.dmol_nll import dmol_nll
 
 _MIN_UNIFORM = 2.0**-24  # of the logistic draw, and 1 - it the largest: logit stays finite
 
@@ -169,37 +170,28 @@ class DiscretizedLogisticMixture:
         return torch.stack((first, second, third), 1)
 
     def log_prob(self, params: Tensor, codes: Tensor) -> Tensor:
-        logits, means, log_scales, coefficients = self._split(
-            _at_least_float32(params), codes.shape[1]
+        self._check(params, codes.shape[1])
+        space = codes.shape[2:]
+        rows, pixels = (params.squeeze(2) if self.coupled else params), codes.long()
+        if not space:  # the pixels are one row, their parameters adjacent
+            rows, pixels = rows.flatten(1)[None, None], pixels[None, None]
+        elif len(space) != 2:
+            rows, pixels = (t.flatten(t.dim() - len(space)).unsqueeze(-2) for t in (rows, pixels))
+        nll = dmol_nll(
+            rows,
+            pixels,
+            components=self.components,
+            coupled=self.coupled,
+            levels=self.levels,
+            channels_last=not space,
+            per_pixel=True,
         )
-        x = self._value(codes, means.dtype)[:, None]  # (m, 1, C, ...)
-        if coefficients is not None:
-            shifts = (
-                torch.zeros_like(coefficients[:, :, 0]),
-                coefficients[:, :, 0] * x[:, :, 0],
-                coefficients[:, :, 1] * x[:, :, 0] + coefficients[:, :, 2] * x[:, :, 1],
-            )
-            means = means + torch.stack(shifts, 2)
-        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which loses no digits
-        inverse, half = torch.exp(-log_scales), 1 / (self.levels - 1)
-        lowest, highest = (codes == 0)[:, None], (codes == self.levels - 1)[:, None]
-        below = F.logsigmoid(inverse * (x - means + half)).masked_fill(highest, 0)
-        above = F.logsigmoid(inverse * (means - x + half)).masked_fill(lowest, 0)
-        width = (2 * half * inverse).clamp_min(torch.finfo(inverse.dtype).tiny)
-        inside = torch.log(-torch.expm1(-width)).masked_fill(lowest | highest, 0)
-        nats = below + above + inside  # (m, M, C, ...)
-        if self.coupled:
-            nats = nats.sum(2, keepdim=True)
-        return torch.logsumexp(F.log_softmax(logits, 1) + nats, 1).sum(1)
+        return -nll.view(len(codes), *space)
 
     def _split(self, params, colors):
         """Component logits (m, M, C or 1, ...); means, log-scales and (coupled colours) the tanh
         of the coefficients, (m, M, C, ...)."""
-        _check_params(self, params, self.parameters(colors), "see the order in its docstring")
-        given, expected = params.shape[2], 1 if self.coupled else colors
-        if given != expected:
-            _refuse(self, "params", f"must be (m, K, {expected}, ...)", tuple(params.shape),
-                    "a coupled mixture's have one colour, an uncoupled one's all")
+        self._check(params, colors)
         m = self.components
         if not self.coupled or colors == 1:
             logits, means, log_scales = params.split(m, 1)
@@ -207,6 +199,18 @@ class DiscretizedLogisticMixture:
         logits, rest = params[:, :m], params[:, m:, 0].unflatten(1, (colors, 3, m))
         means, log_scales, coefficients = rest.movedim(1, 3).unbind(1)
         return logits, means, log_scales.clamp_min(-7.0), torch.tanh(coefficients)
+
+    def _check(self, params, colors):
+        _check_params(self, params, self.parameters(colors), "see the order in its docstring")
+        given, expected = params.shape[2], 1 if self.coupled else colors
+        if given != expected:
+            _refuse(
+                self,
+                "params",
+                f"must be (m, K, {expected}, ...)",
+                tuple(params.shape),
+                "a coupled mixture's have one colour, an uncoupled one's all",
+            )
 
     def _nearest(self, y):
         return torch.round((y.clamp(-1, 1) + 1) * ((self.levels - 1) / 2)).long()
@@ -229,12 +233,13 @@ def _inverse_cdf(weights, uniforms):
 def _truncated(weights, top_k, top_p):
     if top_k is None and top_p is None:
         return weights
-    ordered, index = weights.sort(1, descending=True, stable=True)
+    ordered, index = weights.sort(dim=1, descending=True, stable=True)
     if top_k is not None:
         ordered[:, top_k:] = 0
     if top_p is not None:
-        before = ordered.cumsum(1) - ordered
-        ordered = ordered.masked_fill(before >= top_p * ordered.sum(1, keepdim=True), 0)
+        sums = ordered.cumsum(1)
+        full = sums[:, :-1] >= top_p * sums[:, -1:]  # without the next one
+        ordered[:, 1:].masked_fill_(full, 0)
     return torch.zeros_like(weights).scatter_(1, index, ordered)
 
 
