@@ -1,10 +1,11 @@
+import math
 import os
 import signal
 import threading
 
 import pytest
 import torch
-from tiny import tiny_data, tiny_model
+from tiny import CLASSES, tiny_data, tiny_model
 
 from fastgen import checkpoint
 from fastgen.log import Log, read_log
@@ -187,6 +188,47 @@ def test_a_model_may_bring_its_own_objective(tmp_path):
     train(Adversaries(), tiny_data(), out=tmp_path / "parts", resume=True, **settings)
     assert_equal_bits(state_of(tmp_path / "whole")[0], state_of(tmp_path / "parts")[0])
     assert {"train_generator", "test_critic"} <= read_log(tmp_path / "whole" / LOG)[0].keys()
+
+
+class Told(Adversaries):
+    """A model that draws nothing and whose reconstructions want the labels; an objective that wants
+    to know how far the training is, and measures more of the test split."""
+
+    classes = CLASSES
+    sample = property()  # without a getter there is none
+
+    class objective(Adversaries.objective):
+        figures = ("generator", "critic", "untold")
+        test_figures = ("kl_0", "kl_1")
+
+        def step(self, codes, condition):
+            self.model.told.append(self.done)
+            figures = super().step(codes, condition)
+            return {name: figures[name] for name in ("generator", "critic")}
+
+        def evaluate(self, codes, condition):
+            more = {"kl_0": torch.tensor(2.0), "kl_1": torch.tensor(3.0)}
+            return super().evaluate(codes, condition) | more
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def reconstruct(self, codes, condition):
+        assert condition.shape == codes.shape[:1]
+        return codes
+
+
+def test_an_objective_is_told_how_far_and_may_measure_the_test_split_alone(tmp_path):
+    model = Told()
+    settings = SETTINGS | {"steps": 4, "evaluations": 2, "grids": 1}
+    result = train(model, tiny_data(), out=tmp_path, **settings)
+    assert model.told == [0.0, 0.25, 0.5, 0.75]
+    row = read_log(tmp_path / LOG)[-1]
+    assert (row["test_kl_0"], row["test_kl_1"]) == (2.0, 3.0) and "train_kl_0" not in row
+    assert math.isnan(row["test_untold"]) and set(result.test) == {"generator", "critic"}
+    assert not (tmp_path / "samples").exists()
+    assert (tmp_path / "reconstructions" / "step-0000004.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ class DenoisingAutoencoder(Autoencoder):
         seed: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W) with the noise of the training: floats (B, C, H, W), where clean values
-        are in [0, 1]."""
+        """Images (B, C, H, W) with the noise of the training: floats (B, C, H, W), clean values in
+        [0, 1]."""
         return self._noisy(self.scaled(images), seed=seed, generator=generator)
 
     def denoise(self, images: Tensor) -> Tensor:
