@@ -197,9 +197,12 @@ def self_test(name, device):
             tuple(a for a in args if isinstance(a, torch.Tensor)) for args in (arguments, again)
         )
     pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
-    return max(
-        ((g - w).abs().max() / w.abs().max().clamp_min(1)).item() for g, w in pairs if w.numel()
-    )
+    return max(_relative_difference(g, w) for g, w in pairs if w.numel())
+
+
+def _relative_difference(got, want):
+    got, want = got.double(), want.double()
+    return ((got - want).abs().max() / want.abs().max().clamp_min(1)).item()
 
 
 def self_tested():

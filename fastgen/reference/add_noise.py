@@ -29,7 +29,7 @@ def add_noise(x, kind, amount, low, high, seed, return_mask):
         noisy = x.double().masked_fill(changed, 0.0)
         if kind == SALT_PEPPER:
             pepper = u < _float32(amount / 2).to(x.device)
-            noisy = torch.where(changed, torch.where(pepper, low, high), noisy)
+            noisy = torch.where(pepper, low, noisy.masked_fill(changed, high))
     mask = changed if return_mask else torch.empty(0, dtype=torch.bool, device=x.device)
     return in_format_of(noisy, x), mask, used_seed
 

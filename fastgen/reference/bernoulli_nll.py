@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from fastgen.reference.per_sample import per_sample, spread
+
 
 def _product(a, b):
     """a b, and 0 wherever a is 0: a sure and right answer costs nothing."""
@@ -23,13 +25,12 @@ def _target(target):
 def bernoulli_nll(logits, target):
     x, y = logits.double(), _target(target)
     nll = _product(y, F.softplus(-x, threshold=800)) + _product(1 - y, F.softplus(x, threshold=800))
-    accumulation = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return nll.reshape(len(logits), -1).sum(1).to(accumulation)
+    return per_sample(nll, logits.dtype)
 
 
 def bernoulli_nll_backward(grad_nll, logits, target, needs):
     x, y = logits.double(), _target(target)
-    g = grad_nll.double().view(-1, *[1] * (x.dim() - 1))
+    g = spread(grad_nll, x)
     by_logits = (g * (torch.sigmoid(x) - y)).to(logits.dtype) if needs[0] else logits.new_empty(0)
     by_target = (g * -x).to(target.dtype) if needs[1] else logits.new_empty(0)
     return by_logits, by_target

@@ -29,8 +29,8 @@ def pixel_codes(x, levels):
         expected = f"floats within {TOLERANCE:g} of the {levels} levels 2 k / {levels - 1} - 1"
         remedy = "scale images to [-1, 1], or pass integer codes"
     else:
-        codes = x
-        off = (x < 0) | (x >= levels)
+        codes = x.long()
+        off = (codes < 0) | (codes >= levels)
         expected, remedy = f"codes in 0 .. {levels - 1}", "pass the levels= of the data"
     if off.any():
         raise ValueError(

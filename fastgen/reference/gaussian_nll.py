@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from fastgen.reference.per_sample import per_sample, spread
+
 
 def _terms(mean, target, logvar, fixed_logvar):
     if logvar is None:
@@ -20,13 +22,12 @@ def _product(a, b):
 def gaussian_nll(mean, target, logvar, fixed_logvar):
     r, wide, w = _terms(mean, target, logvar, fixed_logvar)
     nll = 0.5 * (math.log(2 * math.pi) + wide + _product(r * r, w))
-    accumulation = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    return nll.reshape(len(mean), -1).sum(1).to(accumulation)
+    return per_sample(nll, mean.dtype)
 
 
 def gaussian_nll_backward(grad_nll, mean, target, logvar, fixed_logvar, needs):
     r, _, w = _terms(mean, target, logvar, fixed_logvar)
-    g = grad_nll.double().view(-1, *[1] * (mean.dim() - 1))
+    g = spread(grad_nll, mean)
     by_target = g * _product(r, w)
     nothing = mean.new_empty(0)
     by_logvar = nothing

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgen.reference.memory_format import in_format_of
+from fastgen.reference.per_sample import per_sample, spread
 from fastgen.reference.philox import element_normals
 from fastgen.reference.seeds import seed_or_draw
 
@@ -104,10 +105,8 @@ def reparam_kl(
     kl = _kl(*_kl_terms(mean, wide, prior_mu, prior_logvar, prior_index, parametrization))
     if free_bits > 0:
         kl = torch.where(kl < free_bits, free_bits, kl)
-    kl = kl.reshape(len(mu), -1).sum(1)
-    accumulation = torch.float64 if mu.dtype == torch.float64 else torch.float32
     z = in_format_of(z, mu) if samples == 1 else z.to(mu.dtype)
-    return z, kl.to(accumulation), used_seed
+    return z, per_sample(kl, mu.dtype), used_seed
 
 
 def reparam_kl_backward(
@@ -120,7 +119,7 @@ def reparam_kl_backward(
     d, e, r, w = _kl_terms(mean, wide, prior_mu, prior_logvar, prior_index, parametrization)
     k = torch.zeros_like(mean)
     if grad_kl is not None:
-        k = k + grad_kl.double().view(-1, *[1] * (mean.dim() - 1))
+        k = k + spread(grad_kl, mean)
         if free_bits > 0:
             k = torch.where(_kl(d, e, r, w) < free_bits, 0, k)
     by_mu, by_logvar = _product(k, _product(r, w)), _product(k, e) / 2
