@@ -8,15 +8,10 @@
 
 #include <algorithm>
 
+#include "own_seed.h"
 #include "philox_fill.h"
 
 namespace fastgen {
-
-inline uint64_t seed_value(const char* op, const at::Tensor& seed) {
-  TORCH_CHECK_VALUE(seed.scalar_type() == at::kLong && seed.numel() == 1, "fastgen.", op,
-                    ": seed must be one int64, got ", seed.scalar_type(), " ", seed.sizes());
-  return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
-}
 
 template <class S>
 void philox_fill(void (*kernel)(uint64_t, int64_t, int64_t, S*), uint64_t seed, void* data,
