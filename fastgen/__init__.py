@@ -46,7 +46,17 @@ __all__ = [
     "vq_nearest",
     "vq_quantize",
 ]
-_SUBPACKAGES = ("cluster", "data", "figures", "likelihoods", "models", "nn", "sampling", "train")
+_SUBPACKAGES = (
+    "checkpoint",
+    "cluster",
+    "data",
+    "figures",
+    "likelihoods",
+    "models",
+    "nn",
+    "sampling",
+    "train",
+)
 _OF_SAMPLING = ("NotCausalError", "UnsupportedModelError", "check_causal", "compile_sampler")
 
 
