@@ -532,6 +532,19 @@ def test_a_step_compiles():
     torch.testing.assert_close(torch.compile(loss, backend="eager", fullgraph=True)(x), expected)
 
 
+@LIKELIHOODS
+@pytest.mark.parametrize("prior", ["normal", "laplace"])
+def test_autocast_computes_the_bound_in_float32(likelihood, prior):
+    net, x = model(likelihood=likelihood, prior=prior).float(), images()
+    expected = net(x, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(x, seed=1)
+        out.elbo.mean().backward()
+    assert out.nll.dtype == out.kl.dtype == torch.float32
+    torch.testing.assert_close(out.elbo, expected.elbo, rtol=0.03, atol=0.3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
 # bad input
 
 

@@ -83,7 +83,7 @@ class BernoulliPixels(PixelLikelihood):
         return self.levels is not None and self.levels <= 2
 
     def nll(self, params, images):
-        return bernoulli_nll(params, self.scaled(images, params.dtype))
+        return bernoulli_nll(params, self.scaled(images, _accumulation(params)))
 
     def check_mass(self):
         if not self.has_mass:
@@ -124,7 +124,7 @@ class GaussianPixels(PixelLikelihood):
 
     def nll(self, params, images):
         mean, logvar = self._split(params)
-        return gaussian_nll(mean, self.scaled(images, params.dtype), logvar)
+        return gaussian_nll(mean, self.scaled(images, _accumulation(params)), logvar)
 
     def log_mass(self, params, images):
         self.check_mass()
