@@ -23,19 +23,29 @@ constexpr int kFarMean = 32;
 template <class T>
 constexpr uint32_t kAllLanes = (1u << (kLanes<T> - 1)) * 2 - 1;
 
+// The lanes of one step of a loop over a span: all, or at the span's end the first few.
 template <class T>
-FASTGEN_INLINE Vec<T> load_span(const T* from, int64_t left) {
-  return left >= kLanes<T> ? load_vector<T>(from) : load_part<T>(from, left);
-}
+struct WholeStep {
+  FASTGEN_INLINE Vec<T> load(const T* from) const { return load_vector<T>(from); }
+  FASTGEN_INLINE void store(Vec<T> v, T* to) const { store_vector<T>(v, to); }
+  FASTGEN_INLINE Vec<T> or_zero(Vec<T> v) const { return v; }
+};
 
 template <class T>
-FASTGEN_INLINE void store_span(Vec<T> v, int64_t left, T* to) {
-  if (to == nullptr) return;
-  if (left >= kLanes<T>) {
-    store_vector<T>(v, to);
-  } else {
-    store_part<T>(v, left, to);
-  }
+struct LastStep {
+  int64_t count;
+
+  FASTGEN_INLINE Vec<T> load(const T* from) const { return load_part<T>(from, count); }
+  FASTGEN_INLINE void store(Vec<T> v, T* to) const { store_part<T>(v, count, to); }
+  FASTGEN_INLINE Vec<T> or_zero(Vec<T> v) const { return first_lanes<T>(count) ? v : Vec<T>{}; }
+};
+
+// f(i, step) for the columns i, i + 1 ... of each step.
+template <class T, class F>
+FASTGEN_INLINE void for_each_step(int64_t count, F f) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) f(i, WholeStep<T>());
+  if (i < count) f(i, LastStep<T>{count - i});
 }
 
 // A run of columns of one row, in arithmetic type.
@@ -44,61 +54,62 @@ struct Span {
   const T *mu, *raw, *prior_mu, *prior_raw;
   int64_t count;
 
-  template <bool kPrior>
-  FASTGEN_INLINE LatentInputs<T> load(int64_t i) const {
-    const int64_t left = count - i;
-    LatentInputs<T> in{load_span(mu + i, left), load_span(raw + i, left), {}, {}};
+  template <bool kPrior, class Step>
+  FASTGEN_INLINE LatentInputs<T> load(int64_t i, Step step) const {
+    LatentInputs<T> in{step.load(mu + i), step.load(raw + i), {}, {}};
     if constexpr (kPrior) {
-      in.prior_mu = load_span(prior_mu + i, left);
-      in.prior_raw = load_span(prior_raw + i, left);
+      in.prior_mu = step.load(prior_mu + i);
+      in.prior_raw = step.load(prior_raw + i);
     }
     return in;
   }
 };
 
+// The results for one variable of a row: z and the doubled divergence, or two gradients.
 template <class T>
-CarefulLatent careful(const LatentInputs<T>& in, int lane, bool prior,
-                      const LatentSettings<T>& settings) {
-  return CarefulLatent(in.mu[lane], in.raw[lane], in.prior_mu[lane], in.prior_raw[lane], prior,
-                       settings);
-}
+struct Results {
+  Vec<T> first, second;
+};
 
+// The careful functions take and give vectors: what has an address is stored in every step.
 template <class T>
-__attribute__((noinline)) void careful_forward(const LatentInputs<T>& in, Vec<T> eps, bool prior,
-                                               const LatentSettings<T>& settings, BitVec<T> usual,
-                                               Vec<T>* z, Vec<T>* twice_kl) {
+__attribute__((noinline)) Results<T> careful_forward(Vec<T> mu, Vec<T> raw, Vec<T> prior_mu,
+                                                     Vec<T> prior_raw, Vec<T> eps, bool prior,
+                                                     const LatentSettings<T>& settings,
+                                                     BitVec<T> usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
     if (usual[i]) continue;
-    const CarefulLatent latent = careful(in, i, prior, settings);
-    (*z)[i] = static_cast<T>(in.mu[i] + CarefulLatent::product(latent.std, eps[i]));
+    const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], prior, settings);
+    first[i] = static_cast<T>(mu[i] + CarefulLatent::product(latent.std, eps[i]));
     const double kl = settings.free > 0 && latent.kl < settings.free ? settings.free : latent.kl;
-    (*twice_kl)[i] = static_cast<T>(2 * kl);
+    second[i] = static_cast<T>(2 * kl);
   }
+  return {first, second};
 }
 
-// z, and the sum of the doubled divergences unless `sum` is null.
+// z, and the sum of the doubled divergences.
 template <class T, bool kPrior, bool kPlain>
-void forward_span(const Span<T>& span, const T* eps, const LatentSettings<T>& settings, T* z,
-                  Vec<T>* sum) {
+FASTGEN_INLINE Vec<T> forward_span(const Span<T> span, const T* eps,
+                                   const LatentSettings<T>& settings, T* z) {
   Vec<T> total{};
-  for (int64_t i = 0; i < span.count; i += kLanes<T>) {
-    const int64_t left = span.count - i;
-    const LatentInputs<T> in = span.template load<kPrior>(i);
-    const Latent<T, kPrior, kPlain> latent(in, settings);
-    const Vec<T> noise = load_span(eps + i, left);
-    Vec<T> drawn = in.mu + latent.std * noise, twice_kl = latent.twice_kl;
-    if constexpr (!kPlain) {
-      const Vec<T> least = broadcast<T>(2 * settings.least);
-      if (settings.free > 0) twice_kl = twice_kl < least ? least : twice_kl;
-    }
-    if (__builtin_expect(lane_bits<T>(latent.usual) != kAllLanes<T>, 0)) {
-      careful_forward<T>(in, noise, kPrior, settings, latent.usual, &drawn, &twice_kl);
-    }
-    if (left < kLanes<T>) twice_kl = first_lanes<T>(left) ? twice_kl : Vec<T>{};
-    store_span(drawn, left, z + i);
-    total += twice_kl;
-  }
-  if (sum != nullptr) *sum += total;
+  for_each_step<T>(
+      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+        const LatentInputs<T> in = span.template load<kPrior>(i, step);
+        const Latent<T, kPrior, kPlain> latent(in, settings);
+        const Vec<T> noise = step.load(eps + i);
+        Results<T> results{in.mu + latent.std * noise, latent.twice_kl};
+        if constexpr (!kPlain) {
+          const Vec<T> least = broadcast<T>(2 * settings.least);
+          if (settings.free > 0) results.second = results.second < least ? least : results.second;
+        }
+        if (__builtin_expect(lane_bits<T>(latent.usual) != kAllLanes<T>, 0)) {
+          results = careful_forward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, noise, kPrior,
+                                       settings, latent.usual, results.first, results.second);
+        }
+        step.store(results.first, z + i);
+        total += step.or_zero(results.second);
+      });
+  return total;
 }
 
 // A span's upstream gradients: of the divergence, and of z with its products with eps, or with z.
@@ -110,21 +121,21 @@ struct Upstream {
 };
 
 template <class T>
-__attribute__((noinline)) void careful_backward(const LatentInputs<T>& in, Vec<T> g,
-                                                Vec<T> eps_product, T k, bool prior,
-                                                const LatentSettings<T>& settings, BitVec<T> usual,
-                                                Vec<T>* by_mu, Vec<T>* by_raw) {
+__attribute__((noinline)) Results<T> careful_backward(
+    Vec<T> mu, Vec<T> raw, Vec<T> prior_mu, Vec<T> prior_raw, Vec<T> g, Vec<T> eps_product, T k,
+    bool prior, const LatentSettings<T>& settings, BitVec<T> usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
     if (usual[i]) continue;
-    const CarefulLatent latent = careful(in, i, prior, settings);
+    const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], prior, settings);
     const double wanted = settings.free > 0 && latent.kl < settings.free ? 0 : k;
     const double through = CarefulLatent::product(eps_product[i], latent.std) +
                            CarefulLatent::product(wanted, latent.expm1);
-    (*by_mu)[i] = static_cast<T>(g[i] + CarefulLatent::product(wanted, latent.over_variance));
-    (*by_raw)[i] = latent.clamped_away
-                       ? T(0)
-                       : static_cast<T>(CarefulLatent::product(through, latent.half_slope));
+    first[i] = static_cast<T>(g[i] + CarefulLatent::product(wanted, latent.over_variance));
+    second[i] = latent.clamped_away
+                    ? T(0)
+                    : static_cast<T>(CarefulLatent::product(through, latent.half_slope));
   }
+  return {first, second};
 }
 
 template <class T>
@@ -133,87 +144,94 @@ FASTGEN_INLINE Vec<T> product_or_zero(Vec<T> a, Vec<T> b) {
 }
 
 template <class T, bool kPrior, bool kPlain, bool kFromZ>
-void backward_span(const Span<T>& span, const Upstream<T>& upstream,
-                   const LatentSettings<T>& settings, NormalStream<T>& stream, T* grad_mu,
-                   T* grad_raw) {
+FASTGEN_INLINE void backward_span(const Span<T> span, const Upstream<T> upstream,
+                                  const LatentSettings<T>& settings, NormalStream<T>& stream,
+                                  T* grad_mu, T* grad_raw) {
   const Vec<T> k = broadcast<T>(upstream.kl);
   const BitVec<T> finite_k = absolute<T>(k) < T(INFINITY);
   const T* eps = nullptr;
-  for (int64_t i = 0; i < span.count; i += kLanes<T>) {
-    const int64_t left = span.count - i;
-    const LatentInputs<T> in = span.template load<kPrior>(i);
-    const Latent<T, kPrior, kPlain> latent(in, settings);
-    const Vec<T> g = load_span(upstream.z + i, left);
-    BitVec<T> usual = latent.usual & finite_k & (absolute<T>(g) < T(INFINITY)) &
-                      (absolute<T>(in.mu) < T(INFINITY));
-    Vec<T> eps_product{}, through;
-    if constexpr (kFromZ) {
-      through = g * (load_span(upstream.drawn + i, left) - in.mu);
-      const BitVec<T> near = absolute<T>(in.mu) < latent.std * T(kFarMean);
-      if (lane_bits<T>(near & usual) != kAllLanes<T>) {
-        if (eps == nullptr) eps = stream.read(upstream.first, span.count);
-        eps_product = product_or_zero<T>(g, load_span(eps + i, left));
-        through = near ? through : eps_product * latent.std;
-      }
-    } else {
-      eps_product = load_span(upstream.eps_product + i, left);
-      through = eps_product * latent.std;
-    }
-    Vec<T> wanted = k;
-    if constexpr (!kPlain) {
-      if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
-    }
-    Vec<T> by_mu = g + wanted * latent.over_variance;
-    Vec<T> by_raw = (through + wanted * latent.expm1) * half_slope<T, kPlain>(in.raw, settings);
-    if constexpr (!kPlain) by_raw = latent.clamped_away ? Vec<T>{} : by_raw;
-    if (__builtin_expect(lane_bits<T>(usual) != kAllLanes<T>, 0)) {
-      careful_backward<T>(in, g, eps_product, upstream.kl, kPrior, settings, usual, &by_mu,
-                          &by_raw);
-    }
-    store_span(by_mu, left, grad_mu == nullptr ? nullptr : grad_mu + i);
-    store_span(by_raw, left, grad_raw == nullptr ? nullptr : grad_raw + i);
-  }
+  for_each_step<T>(
+      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+        const LatentInputs<T> in = span.template load<kPrior>(i, step);
+        const Latent<T, kPrior, kPlain> latent(in, settings);
+        const Vec<T> g = step.load(upstream.z + i);
+        const BitVec<T> usual = latent.usual & finite_k & (absolute<T>(g) < T(INFINITY)) &
+                                (absolute<T>(in.mu) < T(INFINITY));
+        uint32_t unusual = kAllLanes<T> ^ lane_bits<T>(usual);
+        Vec<T> eps_product{}, through;
+        if constexpr (kFromZ) {
+          through = g * (step.load(upstream.drawn + i) - in.mu);
+          const BitVec<T> near = absolute<T>(in.mu) < latent.std * T(kFarMean);
+          if (lane_bits<T>(near & usual) != kAllLanes<T>) {
+            if (eps == nullptr) eps = stream.read(upstream.first, span.count);
+            eps_product = product_or_zero<T>(g, step.load(eps + i));
+            through = near ? through : eps_product * latent.std;
+          }
+        } else {
+          eps_product = step.load(upstream.eps_product + i);
+          through = eps_product * latent.std;
+        }
+        Vec<T> wanted = k;
+        if constexpr (!kPlain) {
+          if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
+        }
+        Results<T> results{
+            g + wanted * latent.over_variance,
+            (through + wanted * latent.expm1) * half_slope<T, kPlain>(in.raw, settings)};
+        if constexpr (!kPlain) results.second = latent.clamped_away ? Vec<T>{} : results.second;
+        if (__builtin_expect(unusual, 0)) {
+          results = careful_backward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, g, eps_product,
+                                        upstream.kl, kPrior, settings, usual, results.first,
+                                        results.second);
+        }
+        if (grad_mu != nullptr) step.store(results.first, grad_mu + i);
+        if (grad_raw != nullptr) step.store(results.second, grad_raw + i);
+      });
 }
 
 template <class T>
-__attribute__((noinline)) void careful_prior(const LatentInputs<T>& in, T k,
-                                             const LatentSettings<T>& settings, BitVec<T> usual,
-                                             Vec<T>* by_mu, Vec<T>* by_raw) {
+__attribute__((noinline)) Results<T> careful_prior(Vec<T> mu, Vec<T> raw, Vec<T> prior_mu,
+                                                   Vec<T> prior_raw, T k,
+                                                   const LatentSettings<T>& settings,
+                                                   BitVec<T> usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
     if (usual[i]) continue;
-    const CarefulLatent latent = careful(in, i, true, settings);
+    const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], true, settings);
     const double wanted = settings.free > 0 && latent.kl < settings.free ? 0 : k;
-    const double r = in.mu[i] == in.prior_mu[i] ? 0 : double(in.mu[i]) - in.prior_mu[i];
+    const double r = mu[i] == prior_mu[i] ? 0 : double(mu[i]) - prior_mu[i];
     const double squares = CarefulLatent::product(r, latent.over_variance);
-    (*by_mu)[i] = static_cast<T>(-CarefulLatent::product(wanted, latent.over_variance));
-    (*by_raw)[i] = static_cast<T>(-CarefulLatent::product(
+    first[i] = static_cast<T>(-CarefulLatent::product(wanted, latent.over_variance));
+    second[i] = static_cast<T>(-CarefulLatent::product(
         CarefulLatent::product(wanted, latent.expm1 + squares), latent.prior_half_slope));
   }
+  return {first, second};
 }
 
 // Adds one sample's gradients of the prior.
 template <class T, bool kPlain>
-void prior_span(const Span<T>& span, T k_of_sample, const LatentSettings<T>& settings, T* sum_mu,
+void prior_span(const Span<T> span, T k_of_sample, const LatentSettings<T>& settings, T* sum_mu,
                 T* sum_raw) {
   const Vec<T> k = broadcast<T>(k_of_sample);
   const BitVec<T> finite_k = absolute<T>(k) < T(INFINITY);
-  for (int64_t i = 0; i < span.count; i += kLanes<T>) {
-    const LatentInputs<T> in = span.template load<true>(i);
-    const Latent<T, true, kPlain> latent(in, settings);
-    const BitVec<T> usual = latent.usual & finite_k & (absolute<T>(in.mu) < T(INFINITY));
-    Vec<T> wanted = k;
-    if constexpr (!kPlain) {
-      if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
-    }
-    Vec<T> by_mu = -(wanted * latent.over_variance);
-    Vec<T> by_raw =
-        -(wanted * (latent.expm1 + latent.squares) * half_slope<T, kPlain>(in.prior_raw, settings));
-    if (__builtin_expect(lane_bits<T>(usual) != kAllLanes<T>, 0)) {
-      careful_prior<T>(in, k_of_sample, settings, usual, &by_mu, &by_raw);
-    }
-    store_vector<T>(load_vector<T>(sum_mu + i) + by_mu, sum_mu + i);
-    store_vector<T>(load_vector<T>(sum_raw + i) + by_raw, sum_raw + i);
-  }
+  for_each_step<T>(
+      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+        const LatentInputs<T> in = span.template load<true>(i, step);
+        const Latent<T, true, kPlain> latent(in, settings);
+        const BitVec<T> usual = latent.usual & finite_k & (absolute<T>(in.mu) < T(INFINITY));
+        Vec<T> wanted = k;
+        if constexpr (!kPlain) {
+          if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
+        }
+        Results<T> results{-(wanted * latent.over_variance),
+                           -(wanted * (latent.expm1 + latent.squares) *
+                             half_slope<T, kPlain>(in.prior_raw, settings))};
+        if (__builtin_expect(lane_bits<T>(usual) != kAllLanes<T>, 0)) {
+          results = careful_prior<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, k_of_sample,
+                                     settings, usual, results.first, results.second);
+        }
+        store_vector<T>(load_vector<T>(sum_mu + i) + results.first, sum_mu + i);
+        store_vector<T>(load_vector<T>(sum_raw + i) + results.second, sum_raw + i);
+      });
 }
 
 // `count` values in arithmetic type: where they are, or converted into scratch.
@@ -304,14 +322,15 @@ void forward(const ReparamKlArgs<S, T>& args, int64_t begin, int64_t end) {
   Inputs<S, T> inputs(args);
   NormalStream<T> stream(args.seed);
   T eps_scratch[kSpan], z_scratch[kSpan];
-  const auto draw = [&](int64_t sample, int64_t row, int64_t column, int64_t count, Vec<T>* sum) {
+  const auto draw = [&](int64_t sample, int64_t row, int64_t column, int64_t count) {
     const int64_t first = (sample * args.rows + row) * args.columns + column;
     const T* eps = args.eps != nullptr ? widened(args.eps + first, count, eps_scratch)
                                        : stream.read(first, count);
     S* z = args.z + first;
-    forward_span<T, kPrior, kPlain>(inputs.span(row, column, count), eps, settings,
-                                    target<T>(z, z_scratch), sum);
+    const Vec<T> twice_kl = forward_span<T, kPrior, kPlain>(inputs.span(row, column, count), eps,
+                                                            settings, target<T>(z, z_scratch));
     finish_target(z_scratch, count, z);
+    return twice_kl;
   };
   const auto last_element = [&](int64_t sample, int64_t last_unit) {
     const int64_t unit = last_unit - 1;
@@ -323,7 +342,7 @@ void forward(const ReparamKlArgs<S, T>& args, int64_t begin, int64_t end) {
     for (int64_t unit = first; unit < last; ++unit) {
       Vec<T> sum{};
       pieces.for_each_span(unit, unit + 1, [&](int64_t row, int64_t column, int64_t count) {
-        draw(0, row, column, count, &sum);
+        sum += draw(0, row, column, count);
       });
       const T total = sum_of_lanes<T>(sum);
       if (args.sums != nullptr) {
@@ -335,7 +354,7 @@ void forward(const ReparamKlArgs<S, T>& args, int64_t begin, int64_t end) {
     for (int64_t sample = 1; sample < args.samples; ++sample) {
       stream.stop_at(last_element(sample, last));
       pieces.for_each_span(first, last, [&](int64_t row, int64_t column, int64_t count) {
-        draw(sample, row, column, count, nullptr);
+        draw(sample, row, column, count);
       });
     }
   }
