@@ -134,12 +134,12 @@ FASTGEN_INLINE void fast_bins(const Pixel<float> (&pixels)[N], const Colors<N>& 
     polynomials(hh, kTwoSinh, sinh);
     polynomials(hh, kTwoCosh, cosh);
   }
-  V product = broadcast<float>(1.f), divisor = product, down{};
+  V product = broadcast<float>(1.f), divisor = product, down{}, offset{};
 #pragma GCC unroll 3
   for (int i = 0; i < N; ++i) {
     const Pixel<float>& pixel = pixels[i];
-    V top = sinh[i], bottom = e[i] * (cosh[i] + e[i]) + 1.f, fall = c[i] + in.log_scale[i];
-    V edge_slope{};
+    V top = sinh[i], bottom = e[i] * (cosh[i] + e[i]) + 1.f, fall = c[i];
+    V unit = in.log_scale[i], edge_slope{};
     if (pixel.has_edges) {
       const V g = bounded_exp<float>(h[i], -kLog2E);
       const BitVec<float> beyond = turned<float>(in.t[i], (V)pixel.highest) < 0.f;
@@ -147,9 +147,11 @@ FASTGEN_INLINE void fast_bins(const Pixel<float> (&pixels)[N], const Colors<N>& 
       const V edge_bottom = edge_slope + (beyond ? e[i] : broadcast<float>(1.f));
       top = pixel.edge ? broadcast<float>(1.f) : top;
       bottom = pixel.edge ? edge_bottom : bottom;
-      fall = pixel.edge ? (beyond ? c[i] : V{}) + levels.log_half : fall;
+      fall = pixel.edge & ~beyond ? V{} : fall;
+      unit = pixel.edge ? broadcast<float>(levels.log_half) : unit;
     }
     down += fall;
+    offset += unit;
     if constexpr (!kSlopes) {
       product *= top;
       divisor *= bottom;
@@ -169,7 +171,7 @@ FASTGEN_INLINE void fast_bins(const Pixel<float> (&pixels)[N], const Colors<N>& 
     }
   }
   // finite, for the differences of lines to be
-  *line = larger(broadcast<float>(-1e30f), *line - down);
+  *line = larger(broadcast<float>(-1e30f), (*line - offset) - down);
   *ratio = kSlopes ? product : product / divisor;
 }
 
@@ -182,11 +184,11 @@ constexpr T kHuge = sizeof(T) == 4 ? T(1e37) : T(1e300);
 
 // The logarithm of the mass. `exact`: else the density instead, where the mass is below 1e-5.
 template <class T>
-FASTGEN_INLINE Vec<T> wide_bin(const Pixel<T>& pixel, Vec<T> mean, Vec<T> raw_log_scale,
+FASTGEN_INLINE Vec<T> wide_bin(const Pixel<T>& pixel, Vec<T> distance, Vec<T> raw_log_scale,
                                const Levels<T>& levels, bool exact, Slopes<T>* slopes) {
   using V = Vec<T>;
   const V log_scale = larger(broadcast<T>(kMinLogScale), raw_log_scale);
-  const V inv = exp<T>(-log_scale), t = clamped<T>(pixel.x - mean, -kHuge<T>, kHuge<T>);
+  const V inv = exp<T>(-log_scale), t = clamped<T>(distance, -kHuge<T>, kHuge<T>);
   const V away = absolute<T>(t), h = inv * levels.half;
   const V a = clamped<T>(inv * (away + levels.half), T(0), kHuge<T>);
   const V d = clamped<T>(inv * (levels.half - away), -kHuge<T>, kHuge<T>);
