@@ -21,14 +21,24 @@ class ConditionalVAE(VAE):
     Args:
         encoder: a module, (images as floats (B, C, H, W), labels int64 (B,)) -> as that of `VAE`.
         decoder: a module, (z (B, latent_dim), labels) -> as that of `VAE`.
-        latent_dim, likelihood, shape, levels, beta, free_bits: as those of `VAE`.
+        latent_dim: number of latent variables.
+        likelihood: of pixels: "bernoulli", "gaussian" or "dmol". Default bernoulli for 2 levels,
+            gaussian for real-valued images, dmol otherwise.
+        shape, levels: of the images, as those of `VAE`.
+        beta: weight of the KL divergence.
+        free_bits: nats that each latent variable may carry at no cost.
         kl_warmup: share of the training over which the weight of the divergence rises from 0.
         classes: number of labels. None for images without: then there is one class, and the prior
             is learned all the same.
         prior: p(z | y): "standard", N(0, I) whatever y; "learned", a Gaussian that a small network
             makes of y; "class", a Gaussian for each class, from a table.
         components: of the dmol likelihood.
-        gaussian_logvar, logvar_clamp, net, width, layers: as those of `VAE`.
+        gaussian_logvar: log-variance of the gaussian likelihood: "learned", one for all pixels;
+            "pixel", the decoder's; or a number.
+        logvar_clamp: bounds of the posterior's log-variance.
+        net: kind of default networks: mlp or conv; default by the size of images.
+        width: units of their hidden layers (default 256), or channels (default 64).
+        layers: their hidden layers, or residual blocks.
 
     Methods are those of `VAE`, with labels as the argument `condition` (of `sample`: y), and
     ``classify(images)``, by Bayes' rule.
