@@ -14,6 +14,7 @@ from fastgen.device import chosen
 _COLUMNS, _ROWS = 12, 8
 _STEPS = 9  # of a traversal and an interpolation
 _MOST_DIMS = 10
+_MOST_CLASSES = 16  # with a row each
 _MOST_POINTS = 2000
 _REACH = 2.5  # standard deviations
 
@@ -74,6 +75,7 @@ class Gallery:
         self.device = next(model.parameters()).device
         self.classes = getattr(model, "classes", None)
         self.caption = caption
+        self.has_few_classes = data.classes is not None and data.classes <= _MOST_CLASSES
         self.codes = data.test.images
         # digits and the like, on an empty background, look better as ink on paper
         empty = (self.codes == 0).float().mean() > 0.3
@@ -93,13 +95,13 @@ class Gallery:
         return self.written
 
     def _samples(self) -> None:
-        rows = self.data.classes if self.data.classes and self.data.classes <= 16 else _ROWS
-        labelled = rows == self.data.classes
+        rows = self.data.classes if self.has_few_classes else _ROWS
         labels = torch.arange(rows).repeat_interleave(_ROWS)
         condition = None if self.classes is None else (labels % self.classes).to(self.device)
         samples = self.model.sample(rows * _ROWS, condition, seed=self.seed).cpu()
-        real = self._of_classes(rows, 4) if labelled else self._spread(4 * rows)
-        names = [str(k) for k in range(rows)] if labelled and self.classes else [""] * rows
+        real = self._of_classes(4) if self.has_few_classes else self._repeated(4 * rows)
+        told = self.has_few_classes and self.classes is not None
+        names = [str(k) for k in range(rows)] if told else [""] * rows
         figures.real_beside_samples(
             self._path("samples"),
             self.codes[real].unflatten(0, (rows, 4)),
@@ -143,8 +145,8 @@ class Gallery:
     def _arithmetic(self) -> None:
         a, c = self._pairs()
         b = a.roll(1)
-        if self.data.classes:
-            b = self._of_classes(self.data.classes, 3)[2::3][: len(a)]
+        if self.has_few_classes:
+            b = self._of_classes(3)[2::3][: len(a)]
         (a, labels), (b, _), (c, _) = map(self._images, (a, b, c))
         result = self.model.latent_arithmetic(a, b, c, **self._condition(labels))
         figures.latent_arithmetic(
@@ -169,8 +171,12 @@ class Gallery:
         path = self._path("scatter")
         figures.latent_scatter(path, z, classes, title="Latent codes", caption=self._of_test)
         # a latent space without a prior has the place and the scale of its codes
-        mean, std = (0.0 * z[0], 1.0 + 0.0 * z[0]) if kl is not None else (z.mean(0), z.std(0))
-        self._traversal(z, mean, std, z.std(0) if kl is None else kl)
+        mean, std = (
+            (0.0 * z[0], 1.0 + 0.0 * z[0])
+            if kl is not None
+            else (z.mean(0), z.std(0, correction=0))
+        )
+        self._traversal(z, mean, std, std if kl is None else kl)
         if z.shape[1] == 2:
             self._manifold(mean, std)
 
@@ -208,21 +214,22 @@ class Gallery:
     def _pairs(self) -> tuple[Tensor, Tensor]:
         """Indices of two lists of test images: of one class, for a model that is told the class,
         otherwise of different ones."""
-        if self.data.classes and self.data.classes <= 16:
-            index = self._of_classes(self.data.classes, 2)
+        if self.has_few_classes:
+            index = self._of_classes(2)
             first, last = index[::2], index[1::2]
             last = last if self.classes else last.roll(-1)
             return first[:_ROWS], last[:_ROWS]
-        index = self._spread(2 * _ROWS)
         # neighbours of the list may be crops of one place
-        return index[: len(index) // 2], index[-(len(index) // 2) :]
+        index = self._spread(2 * _ROWS)
+        half = max(1, len(index) // 2)
+        return index[:half], index[-half:]
 
-    def _of_classes(self, classes: int, count: int) -> Tensor:
+    def _of_classes(self, count: int) -> Tensor:
         """Indices of `count` test images of each class, one after the other; repeated where there
         are fewer."""
         labels = self.data.test.labels
         found = []
-        for k in range(classes):
+        for k in range(self.data.classes):
             mine = (labels == k).nonzero()[:, 0]
             mine = mine if len(mine) else torch.zeros(1, dtype=torch.int64)
             found.append(mine[torch.arange(count) % len(mine)])
@@ -231,6 +238,11 @@ class Gallery:
     def _spread(self, most: int) -> Tensor:
         count = len(self.codes)
         return torch.linspace(0, count - 1, min(count, most)).long()
+
+    def _repeated(self, count: int) -> Tensor:
+        """Indices of so many test images, some more than once where there are fewer."""
+        index = self._spread(count)
+        return index[torch.arange(count) % len(index)]
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         codes = self.codes[index].to(self.device, torch.int64)

@@ -280,8 +280,10 @@ def test_bad_modules_say_what_to_do():
         build(None, Flat(2, 24))(images())
     with pytest.raises(ValueError, match="got tuple"):
         build(nn.Sequential(nn.Flatten(2), nn.Flatten(1), nn.LSTM(24, 2)))(images())
-    with pytest.raises(ValueError, match="linear brings its own pair"):
+    with pytest.raises(ValueError, match="linear brings its own pair, got encoder; leave out enc"):
         build(Flat(24, 2), linear=True)
+    with pytest.raises(ValueError, match="got width=5; leave out width"):
+        build(linear=True, width=5)
 
 
 def test_bad_input_says_what_to_do():
@@ -334,6 +336,14 @@ def test_figures_of_colour_patches_into_another_folder(tmp_path):
     made = gallery.main(out, out=str(tmp_path / "pictures"))
     assert {p.name for p in made} == {p.name for p in (tmp_path / "pictures").iterdir()}
     assert "manifold.png" not in {p.name for p in made} and len(made) == 5
+
+
+def test_figures_of_a_single_unlabelled_test_image(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(0, 256, (5, 6, 7), np.uint8))
+    for name, count in (("vae", 7), ("autoencoder", 5)):
+        line = f"train {name} --data {tmp_path}/x.npy --out {tmp_path}/{name} --steps 1"
+        assert cli.main([*line.split(), "--latent-dim", "1", "--grids", "0"]) == 0
+        assert len(gallery.main(tmp_path / name)) == count
 
 
 def test_figures_and_samples_say_what_is_missing(tmp_path, capsys):

@@ -77,7 +77,8 @@ class Autoencoder(LatentSpace, ImageModel):
                 self._check_int(name, given[name], "leave it out for the default")
         self.latent_dim, self.linear = latent_dim, linear
         if linear:
-            encoder, decoder = self._linear_pair(encoder, decoder)
+            own = {"encoder": encoder, "decoder": decoder, "net": net, "width": width}
+            encoder, decoder = self._linear_pair(own)
         sizes = {"net": net, "width": width, "layers": layers}
         if encoder is None:
             encoder = image_encoder(self.shape, latent_dim, **sizes)
@@ -167,9 +168,11 @@ class Autoencoder(LatentSpace, ImageModel):
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
-    def _linear_pair(self, encoder, decoder) -> tuple[nn.Module, nn.Module]:
-        if encoder is not None or decoder is not None:
-            self._refuse("linear", "brings its own pair", "an encoder or a decoder", "give neither")
+    def _linear_pair(self, own: dict) -> tuple[nn.Module, nn.Module]:
+        for name, value in own.items():
+            if value is not None:
+                got = f"{name}={value!r}" if isinstance(value, int | str) else name
+                self._refuse("linear", "brings its own pair", got, f"leave out {name}")
         values = math.prod(self.shape)
         return (
             nn.Sequential(nn.Flatten(), nn.Linear(values, self.latent_dim)),
