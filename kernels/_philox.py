@@ -75,9 +75,9 @@ def row_normals(seed, first, COUNT: tl.constexpr, WHOLE: tl.constexpr, dtype: tl
 
 
 def seed_or_draw(seed, device):
-    """`seed`, or 64 bits of the device's default generator: int64 (), read by kernels in place."""
+    """A copy of `seed`, or 64 bits of the device's default generator: int64 (), on the device."""
     if seed is not None:
-        return seed
+        return seed.clone()
     return torch.empty((), dtype=torch.int64, device=device).random_(-(2**63), None)
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._elementary import log1p_fraction, product
+from ._elementary import log1p_fraction, weighted
 from ._portable import OPTIONS, accumulation_dtype, load, on_device_of, rounded
 from ._samples import (
     PIECE,
@@ -42,8 +42,8 @@ def _bernoulli_nll_kernel(
         x = load(logits + b * x_b + d * x_d, live).to(compute)
         y = _probability(target + b * y_b + d * y_d, live, compute)
         smooth = log1p_fraction(tl.exp(-tl.abs(x)))
-        nll = product(y, tl.maximum(-x, 0.0) + smooth)
-        nll += product(1.0 - y, tl.maximum(x, 0.0) + smooth)
+        nll = weighted(y, tl.maximum(-x, 0.0) + smooth)
+        nll += weighted(1.0 - y, tl.maximum(x, 0.0) + smooth)
         total += tl.where(live, nll, 0.0)
     everyone = tl.full((1, 1), batch, tl.int64)
     tl.store(parts + piece * everyone + b, tl.sum(total, 1)[:, None], mask=b < batch)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._elementary import product, scalar
+from ._elementary import scalar, weighted
 from ._portable import OPTIONS, accumulation_dtype, load, on_device_of, rounded
 from ._samples import (
     PIECE,
@@ -56,9 +56,9 @@ def _gaussian_nll_kernel(
         r -= load(mean + b * m_b + d * m_d, live).to(compute)
         if KIND == FULL:
             each = _log_variance(logvar, fixed, b * l_b + d * l_d, live, KIND, compute)
-            term = each + product(r * r, tl.exp(-each))
+            term = each + weighted(r * r, tl.exp(-each))
         else:
-            term = product(r * r, weight)
+            term = weighted(r * r, weight)
         total += tl.where(live, term, 0.0)
     constant = tl.full((1, 1), LOG_2_PI, compute)
     if KIND != FULL:
@@ -85,7 +85,7 @@ def _gaussian_nll_backward_kernel(
     r = load(target + b * y_b + d * y_d, live).to(compute)
     r -= load(mean + b * m_b + d * m_d, live).to(compute)
     weight = tl.exp(-_log_variance(logvar, fixed, b * l_b + d * l_d, live, KIND, compute))
-    by_target = g * product(r, weight)
+    by_target = g * weighted(r, weight)
     if TO_MEAN:
         out = rounded(-by_target, grad_mean.dtype.element_ty)
         tl.store(grad_mean + b * gm_b + d * gm_d, out, mask=live)
@@ -93,7 +93,7 @@ def _gaussian_nll_backward_kernel(
         out = rounded(by_target, grad_target.dtype.element_ty)
         tl.store(grad_target + b * gy_b + d * gy_d, out, mask=live)
     if TO_LOGVAR:
-        by_logvar = 0.5 * g * (1.0 - product(r * r, weight))
+        by_logvar = 0.5 * g * (1.0 - weighted(r * r, weight))
         if KIND == FULL:
             out = rounded(by_logvar, grad_logvar.dtype.element_ty)
             tl.store(grad_logvar + b * gl_b + d * gl_d, out, mask=live)

@@ -31,23 +31,25 @@ PRIOR_B, PRIOR_D, CHUNK = 16, 64, 256
 
 @triton.jit
 def _log_variance(raw, PARAMETRIZATION: tl.constexpr):
-    """The log-variance that `raw` stands for, and its derivative by it."""
+    """The log-variance that `raw` stands for, its derivative by it, and the inverse variance."""
     if PARAMETRIZATION == LOGVAR:
-        return raw, tl.full(raw.shape, 1.0, raw.dtype)
+        return raw, tl.full(raw.shape, 1.0, raw.dtype), tl.exp(-raw)
     elif PARAMETRIZATION == LOGSTD:
-        return 2.0 * raw, tl.full(raw.shape, 2.0, raw.dtype)
+        return 2.0 * raw, tl.full(raw.shape, 2.0, raw.dtype), tl.exp(-2.0 * raw)
     else:  # below -40 softplus is exp to the last digit, and its logarithm would become -inf
         e = tl.exp(-tl.abs(raw))
         deviation = tl.maximum(raw, 0.0) + log1p_fraction(e)
         slope = 2.0 * tl.where(raw < 0.0, e, 1.0) / ((1.0 + e) * deviation)
         is_low = raw < -40.0
-        return tl.where(is_low, 2.0 * raw, 2.0 * tl.log(deviation)), tl.where(is_low, 2.0, slope)
+        logvar = tl.where(is_low, 2.0 * raw, 2.0 * tl.log(deviation))
+        inverse = tl.where(is_low, tl.exp(-2.0 * raw), 1.0 / (deviation * deviation))
+        return logvar, tl.where(is_low, 2.0, slope), inverse
 
 
 @triton.jit
 def _posterior(raw, low, high, PARAMETRIZATION: tl.constexpr, CLAMPED: tl.constexpr):
     """The clamped log-variance and its derivative by `raw`."""
-    logvar, slope = _log_variance(raw, PARAMETRIZATION)
+    logvar, slope, _ = _log_variance(raw, PARAMETRIZATION)
     if CLAMPED:
         low, high = scalar(low, raw.dtype), scalar(high, raw.dtype)
         slope = tl.where((logvar < low) | (logvar > high), 0.0, slope)
@@ -62,12 +64,12 @@ def _difference(a, b):
 
 
 @triton.jit
-def _divergence(mean, logvar, prior_mean, prior_logvar, HAS_PRIOR: tl.constexpr):
+def _divergence(mean, logvar, prior_mean, prior_logvar, inverse, HAS_PRIOR: tl.constexpr):
     """KL, and what its derivatives are made of: expm1(l - p), r / prior variance, r^2 / that."""
     if HAS_PRIOR:
         e, gap = exp_gaps(_difference(logvar, prior_logvar))
-        r, w = _difference(mean, prior_mean), tl.exp(-prior_logvar)
-        by_mean, square = product(r, w), product(r * r, w)
+        r = _difference(mean, prior_mean)
+        by_mean, square = product(r, inverse), product(r * r, inverse)
     else:
         e, gap = exp_gaps(logvar)
         by_mean, square = mean, mean * mean
@@ -115,12 +117,12 @@ def _reparam_kl_kernel(
         mean = load(mu + b * m_b + d * m_d, live).to(compute)
         raw = load(logvar + b * l_b + d * l_d, live).to(compute)
         wide, _ = _posterior(raw, low, high, PARAMETRIZATION, CLAMPED)
-        prior_mean, prior_wide = mean, wide
+        prior_mean, prior_wide, inverse = mean, wide, wide
         if HAS_PRIOR:
             prior_mean = _prior_at(prior_mu + row * pm_b + d * pm_d, live, exists, compute)
             prior_raw = _prior_at(prior_logvar + row * pl_b + d * pl_d, live, exists, compute)
-            prior_wide, _ = _log_variance(prior_raw, PARAMETRIZATION)
-        kl, _, _, _ = _divergence(mean, wide, prior_mean, prior_wide, HAS_PRIOR)
+            prior_wide, _, inverse = _log_variance(prior_raw, PARAMETRIZATION)
+        kl, _, _, _ = _divergence(mean, wide, prior_mean, prior_wide, inverse, HAS_PRIOR)
         if FREE:
             least = scalar(free_bits, compute)
             kl = tl.where(kl < least, least, kl)
@@ -164,13 +166,13 @@ def _reparam_kl_backward_kernel(
     by_logvar = tl.zeros((BLOCK_B, BLOCK_D), dtype=compute)
     if HAS_KL:
         mean = load(mu + b * m_b + d * m_d, live).to(compute)
-        prior_mean, prior_wide = mean, wide
+        prior_mean, prior_wide, inverse = mean, wide, wide
         if HAS_PRIOR:
             row, exists = _row_of_prior(prior_index, b, b < batch, classes, HAS_INDEX)
             prior_mean = _prior_at(prior_mu + row * pm_b + d * pm_d, live, exists, compute)
             prior_raw = _prior_at(prior_logvar + row * pl_b + d * pl_d, live, exists, compute)
-            prior_wide, prior_slope = _log_variance(prior_raw, PARAMETRIZATION)
-        kl, e, r, square = _divergence(mean, wide, prior_mean, prior_wide, HAS_PRIOR)
+            prior_wide, prior_slope, inverse = _log_variance(prior_raw, PARAMETRIZATION)
+        kl, e, r, square = _divergence(mean, wide, prior_mean, prior_wide, inverse, HAS_PRIOR)
         k = load(grad_kl + b * k_b, b < batch).to(compute)
         k = tl.broadcast_to(k, (BLOCK_B, BLOCK_D))
         if FREE:
@@ -246,8 +248,8 @@ def _prior_gradient_kernel(
         wide, _ = _posterior(raw, low, high, PARAMETRIZATION, CLAMPED)
         prior_mean = load(prior_mu + row * pm_b + d * pm_d, live).to(compute)
         prior_raw = load(prior_logvar + row * pl_b + d * pl_d, live).to(compute)
-        prior_wide, slope = _log_variance(prior_raw, PARAMETRIZATION)
-        kl, e, r, square = _divergence(mean, wide, prior_mean, prior_wide, True)
+        prior_wide, slope, inverse = _log_variance(prior_raw, PARAMETRIZATION)
+        kl, e, r, square = _divergence(mean, wide, prior_mean, prior_wide, inverse, True)
         k = load(grad_kl + b * k_b, n < end).to(compute)
         k = tl.broadcast_to(k, (BLOCK_B, BLOCK_D))
         if FREE:

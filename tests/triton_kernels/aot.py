@@ -35,9 +35,16 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.autotuner import Autotuner  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from fastgen.kernels import add_noise as noise  # noqa: E402
+from fastgen.kernels import bernoulli_nll as bernoulli  # noqa: E402
+from fastgen.kernels import dmol_nll as dmol  # noqa: E402
 from fastgen.kernels import gated_activation as gate  # noqa: E402
 from fastgen.kernels import gated_masked_conv2d as gated  # noqa: E402
+from fastgen.kernels import gaussian_nll as gaussian  # noqa: E402
 from fastgen.kernels import masked_conv2d as conv  # noqa: E402
+from fastgen.kernels import philox_normal as normal  # noqa: E402
+from fastgen.kernels import philox_uniform as uniform  # noqa: E402
+from fastgen.kernels import reparam_kl as reparam  # noqa: E402
 from fastgen.kernels import vq_ema_update_ as averages  # noqa: E402
 from fastgen.kernels import vq_nearest as nearest  # noqa: E402
 from fastgen.kernels import vq_quantize as quantize  # noqa: E402
@@ -136,6 +143,58 @@ def run_quantize(*args, deterministic=False, masked=False, **kwargs):
     averages.vq_ema_update_(codebook, out[3].double(), codebook, out[3], out[4], 0.99, 1e-5)
 
 
+def meta(*shape, dtype):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def run_noise(dtype):
+    seed, x = meta(dtype=torch.int64), meta(64, 3, 64, 64, dtype=dtype)
+    normal.philox_normal(seed, x.shape, dtype)
+    uniform.philox_uniform(seed, x.shape, dtype)
+    for kind in range(3):
+        noise.add_noise(x, kind, 0.5, 0.0, 1.0, seed, kind == 2)
+        noise.add_noise_backward(x, kind, 0.5, seed)
+
+
+def run_reparam(
+    dtype, batch, values, *, prior=None, samples=1, clamp=None, parametrization=0, free_bits=0.0
+):
+    both = meta(batch, 2 * values, dtype=dtype)  # an encoder's output
+    mu, logvar = both.chunk(2, 1)
+    rows = {None: 0, "shared": 1, "rows": batch, "table": 16}[prior]
+    priors = [meta(rows, values, dtype=dtype) if rows else None for _ in range(2)]
+    index = meta(batch, dtype=torch.int64) if prior == "table" else None
+    settings = (samples, *(clamp or (None, None)), free_bits, parametrization)
+    z, kl, seed = reparam.reparam_kl(mu, logvar, *priors, index, None, None, *settings)
+    needs = [True, True, prior is not None, prior is not None]
+    reparam.reparam_kl_backward(z, kl, mu, logvar, *priors, index, None, z, seed, *settings, needs)
+
+
+def run_likelihoods(dtype, target=None, batch=128, values=784):
+    x = meta(batch, values, dtype=dtype)
+    y = meta(batch, values, dtype=target or dtype)
+    per_sample = meta(batch, dtype=torch.promote_types(dtype, F32))
+    bernoulli.bernoulli_nll(x, y)
+    bernoulli.bernoulli_nll_backward(per_sample, x, y, [True, target is None])
+    if target is None:
+        for logvar in (None, meta(1, dtype=dtype), x):
+            gaussian.gaussian_nll(x, y, logvar, 0.0)
+            gaussian.gaussian_nll_backward(
+                per_sample, x, y, logvar, 0.0, [True, False, logvar is not None]
+            )
+
+
+def run_dmol(dtype, components, colors, *, coupled=True, last=False, exact=True, batch=16):
+    count = (10 if coupled and colors == 3 else 3) * components
+    shape = (batch, count, 32, 32) if coupled else (batch, count, colors, 32, 32)
+    params, x = meta(*shape, dtype=dtype), meta(batch, colors, 32, 32, dtype=torch.uint8)
+    if last:
+        params, x = empty(*shape, dtype=dtype), empty(*x.shape, dtype=torch.uint8)
+    settings = (components, coupled, 256, exact, False, False)
+    nll = dmol.dmol_nll(params, x, *settings)
+    dmol.dmol_nll_backward(nll, params, x, *settings)
+
+
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 CASES = {
     "bf16 128": lambda: run_convolution(BF16, 128, 128, 3),
@@ -181,6 +240,37 @@ CASES = {
     "vq train f64": lambda: run_quantize(F64, 65536, 512, 64),
     "vq heads": lambda: run_lookup(F32, 65536, 512, 32, heads=4),
     "vq 64-bit offsets": lambda: run_lookup(F32, 2**26, 512, 64),
+    "f32 noise": lambda: run_noise(F32),
+    "bf16 noise": lambda: run_noise(BF16),
+    "f64 noise": lambda: run_noise(F64),
+    "f32 reparam": lambda: run_reparam(F32, 8192, 256),
+    "bf16 reparam": lambda: run_reparam(BF16, 8192, 256),
+    "f64 reparam": lambda: run_reparam(F64, 256, 128),
+    "f32 reparam 64": lambda: run_reparam(F32, 65536, 64),
+    "f32 reparam odd": lambda: run_reparam(F32, 256, 50),
+    "f32 reparam huge": lambda: run_reparam(F32, 1, 2**20),
+    "f32 reparam all": lambda: run_reparam(
+        F32, 256, 128, prior="rows", samples=4, clamp=(-30, 20), parametrization=2, free_bits=0.1
+    ),
+    "f64 reparam all": lambda: run_reparam(
+        F64, 256, 128, prior="rows", samples=4, clamp=(-30, 20), parametrization=2, free_bits=0.1
+    ),
+    "f32 reparam table": lambda: run_reparam(F32, 256, 128, prior="table"),
+    "bf16 reparam shared": lambda: run_reparam(BF16, 256, 128, prior="shared"),
+    "f32 likelihoods": lambda: run_likelihoods(F32),
+    "f32 likelihoods of bytes": lambda: run_likelihoods(F32, torch.uint8, 256, 12288),
+    "bf16 likelihoods": lambda: run_likelihoods(BF16),
+    "f64 likelihoods": lambda: run_likelihoods(F64),
+    "f32 dmol": lambda: run_dmol(F32, 10, 3),
+    "f32 dmol channels-last": lambda: run_dmol(F32, 10, 3, last=True),
+    "bf16 dmol": lambda: run_dmol(BF16, 10, 3),
+    "bf16 dmol channels-last": lambda: run_dmol(BF16, 10, 3, last=True),
+    "f64 dmol": lambda: run_dmol(F64, 10, 3),
+    "f64 dmol channels-last": lambda: run_dmol(F64, 10, 3, last=True),
+    "f32 dmol of 2017": lambda: run_dmol(F32, 10, 3, exact=False),
+    "f32 dmol 32 components": lambda: run_dmol(F32, 32, 3, last=True),
+    "f32 dmol uncoupled": lambda: run_dmol(F32, 10, 3, coupled=False),
+    "f32 dmol grey channels-last": lambda: run_dmol(F32, 10, 1, last=True),
     **{
         f"{name} gate {channels}x{size} {'channels-last' if last else 'plain'}": (
             lambda dtype=dtype, channels=channels, size=size, last=last: run_gate(
@@ -228,6 +318,8 @@ def specialised(kernel, args, kwargs):
             signature[name] = pointers[value.dtype]
         elif parameter.is_constexpr or value is None or value == 1:
             signature[name], constants[(i,)], aligned = "constexpr", value, False
+        elif isinstance(value, float):
+            signature[name], aligned = parameter.annotation_type, False
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned = value % 16 == 0
@@ -241,7 +333,18 @@ def options_of(kwargs):
 
 
 def label(kernel, case, kwargs):
-    names = ("BLOCK_P", "BLOCK_O", "BLOCK_I", "BLOCK_C", "BLOCK_R", "BLOCK_K", "BLOCK_T", "BLOCK_D")
+    names = (
+        "BLOCK_P",
+        "BLOCK_O",
+        "BLOCK_I",
+        "BLOCK_C",
+        "BLOCK_R",
+        "BLOCK_K",
+        "BLOCK_T",
+        "BLOCK_D",
+        "BLOCK_B",
+        "BLOCK",
+    )
     blocks = [str(kwargs[k]) for k in names if k in kwargs]
     tail = "".join(f" {k[4:].lower()}" for k, v in kwargs.items() if k.startswith("HAS_") and v)
     if "num_stages" in kwargs:
