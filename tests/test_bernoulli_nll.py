@@ -109,6 +109,15 @@ def test_any_strides(view, both):
     assert all(g.is_contiguous(memory_format=f) for g, f in zip(found, formats, strict=True))
 
 
+def test_offsets_beyond_2_to_the_31():
+    memory = torch.zeros(2**31 + 20, dtype=torch.uint8)  # of which two pages are touched
+    memory[-20:] = 1
+    y, logits = memory.as_strided((2, 20), (2**31, 1)), torch.randn(1, 20).expand(2, 20)
+    got = fastgen.bernoulli_nll(logits, y)
+    assert torch.equal(got, fastgen.bernoulli_nll(logits, y.contiguous()))
+    assert got[0] != got[1]
+
+
 def test_same_bits_for_any_thread_count_and_batch_split(threads):
     logits, y = sample((4, 30000), "uint8")
     grad = torch.randn(4)
@@ -140,9 +149,7 @@ def test_compiles_without_graph_break():
     logits, y = sample((2, 33))
     compiled = torch.compile(fastgen.bernoulli_nll, fullgraph=True)
     got = with_gradients(compiled, logits, y, torch.ones(2))
-    torch.testing.assert_close(
-        got, with_gradients(fastgen.bernoulli_nll, logits, y, torch.ones(2))
-    )
+    torch.testing.assert_close(got, with_gradients(fastgen.bernoulli_nll, logits, y, torch.ones(2)))
 
 
 def test_agrees_with_the_likelihood_of_the_samplers():
