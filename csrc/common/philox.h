@@ -2,6 +2,10 @@
 // from it: element i has lane i % 4 of the block of key `seed` and counter (i // 4, 0, 0).
 #pragma once
 
+#if defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 #include "common/simd_math.h"
 
 namespace fastgen {
@@ -21,6 +25,8 @@ FASTGEN_INLINE WideVec product(WideVec a, uint32_t by) {
   return (WideVec)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(by));
 #elif defined(__SSE2__)
   return (WideVec)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(by));
+#elif defined(__ARM_NEON)
+  return (WideVec)vmull_n_u32(vmovn_u64((uint64x2_t)a), by);
 #else
   for (int i = 0; i < kWideLanes; ++i) a[i] = (a[i] & 0xffffffff) * by;
   return a;
