@@ -186,7 +186,8 @@ class DiscretizedLogisticMixture:
             channels_last=not space,
             per_pixel=True,
         )
-        return -nll.view(len(codes), *space)
+        # float32 may round the logarithm of a mass of 1 to 1e-6
+        return -nll.clamp_min(0).view(len(codes), *space)
 
     def _split(self, params, colors):
         """Component logits (m, M, C or 1, ...); means, log-scales and (coupled colours) the tanh
