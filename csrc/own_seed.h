@@ -17,6 +17,12 @@ inline uint64_t seed_value(const char* op, const at::Tensor& seed) {
   return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
 }
 
+inline at::Tensor seed_of(uint64_t value) {
+  at::Tensor word = at::empty({}, at::TensorOptions(at::kLong));
+  *word.mutable_data_ptr<int64_t>() = static_cast<int64_t>(value);
+  return word;
+}
+
 // A copy of `seed`, or else 64 bits of the default generator: those that Tensor.random_ over all of
 // int64 takes, at a tenth of its cost.
 inline at::Tensor seed_or_draw(const char* op, const std::optional<at::Tensor>& seed) {
@@ -28,9 +34,7 @@ inline at::Tensor seed_or_draw(const char* op, const std::optional<at::Tensor>& 
     const std::lock_guard<std::mutex> lock(generator.mutex());
     value = generator.get<at::CPUGeneratorImpl>()->random64();
   }
-  at::Tensor word = at::empty({}, at::TensorOptions(at::kLong));
-  *word.mutable_data_ptr<int64_t>() = static_cast<int64_t>(value);
-  return word;
+  return seed_of(value);
 }
 
 }  // namespace fastgen

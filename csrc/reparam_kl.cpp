@@ -221,7 +221,8 @@ std::tuple<Tensor, Tensor, Tensor> reparam_kl(
     std::optional<double> clamp_low, std::optional<double> clamp_high, double free_bits,
     int64_t parametrization) {
   const Inputs in(mu, logvar, prior_mu, prior_logvar, prior_index, eps, samples);
-  const Tensor used_seed = seed_or_draw(kOp, seed);
+  // noise that was given draws nothing from the generator
+  const Tensor used_seed = eps.has_value() ? seed_of(0) : seed_or_draw(kOp, seed);
   Tensor kl = at::empty({in.rows}, mu.options().dtype(accumulation(mu)));
   std::optional<Result> z;
   Tensor draws;

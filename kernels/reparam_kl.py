@@ -302,7 +302,7 @@ def reparam_kl(
     samples, clamp_low, clamp_high, free_bits, parametrization,
 ):  # fmt: skip
     """(z, kl, seed); see fastgen.reparam_kl."""
-    seed = seed_or_draw(seed, mu.device)
+    seed = seed_or_draw(seed if eps is None else mu.new_zeros((), dtype=torch.int64), mu.device)
     draws, samples = samples, Samples(mu, row_major=True)
     z = empty_in_format_of(mu, mu.shape) if draws == 1 else mu.new_empty((draws, *mu.shape))
     parts = parts_of(samples, mu)
@@ -335,6 +335,8 @@ def reparam_kl(
 
 def _tile(samples, mu):
     tile = tile_of(samples.values, mu.dtype)
+    if mu.dtype == torch.float64:  # else the assembler aims at 80, for more threads, and spills
+        tile["maxnreg"] = 128
     if samples.values % 4:  # a block of random words for each value takes registers
         return {**tile, "WHOLE": False, "num_warps": 8}
     return {**tile, "WHOLE": True}

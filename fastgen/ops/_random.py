@@ -22,7 +22,7 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
         device = out.device
     elif device is not None:
         device = torch.device(device)
-    elif generator is not None:
+    elif isinstance(generator, torch.Generator):
         device = generator.device
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in _checks.FLOATS:

@@ -46,7 +46,7 @@ def given_seed(op, seed, generator, device, noise=None, noise_name="eps"):
                 f"fastgen.{op}: generator must be a torch.Generator, got "
                 f"{type(generator).__name__}; or pass seed="
             )
-        if generator.device.type != device.type:
+        if device is not None and generator.device.type != device.type:
             raise ValueError(
                 f"fastgen.{op}: generator must be on the device {device}, got one on "
                 f"{generator.device}; make it with torch.Generator({str(device)!r})"

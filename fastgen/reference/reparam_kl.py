@@ -97,7 +97,10 @@ def reparam_kl(
     mu, logvar, prior_mu, prior_logvar, prior_index, eps, seed,
     samples, clamp_low, clamp_high, free_bits, parametrization,
 ):  # fmt: skip
-    used_seed = seed_or_draw(seed, mu.device)
+    # noise that was given draws nothing from the generator
+    used_seed = seed_or_draw(
+        seed if eps is None else mu.new_zeros((), dtype=torch.int64), mu.device
+    )
     mean = mu.double()
     wide = _clamped(log_variance(logvar.double(), parametrization), clamp_low, clamp_high)
     noise = _eps(eps, used_seed, mean, samples)
