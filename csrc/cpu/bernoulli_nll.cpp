@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include "common/lane_sum.h"
 #include "common/pixels.h"
 #include "common/simd_log.h"
 
@@ -47,7 +48,8 @@ FASTGEN_INLINE Vec<T> decay(Vec<T> x) {
 // of a small t: q + 1 = (1 + t_1) ... (1 + t_n) <= 2^32.
 template <class T>
 struct Terms {
-  Vec<T> q{}, linear{}, total{};
+  Vec<T> q{};
+  LaneSum<T> linear, total;
   BitVec<T> outside{};
 
   static constexpr int kTerms = 32;
@@ -55,12 +57,12 @@ struct Terms {
   FASTGEN_INLINE void add(Vec<T> x, Vec<T> y) {
     const Vec<T> a = absolute<T>(x), t = decay<T>(a);
     const Vec<T> w = (BitVec<T>)x < 0 ? y : T(1) - y;
-    linear += w == T(0) ? Vec<T>{} : a * w;  // also where x is infinite
+    linear.add(w == T(0) ? Vec<T>{} : a * w);  // also where x is infinite
     q += t * (q + T(1));
     outside |= ~((y >= T(0)) & (y <= T(1)));
   }
   FASTGEN_INLINE void take_logarithm() {
-    total += log1p<T>(q);
+    total.add(log1p<T>(q));
     q = Vec<T>{};
   }
 };
@@ -91,8 +93,8 @@ void forward_piece(const BernoulliArgs& args, int64_t unit) {
     terms.add(load_converted<T>(last_x), load_target<T>(last_y));
     terms.take_logarithm();
   }
-  args.sums[unit] = static_cast<double>(sum_of_lanes<T>(terms.linear)) +
-                    static_cast<double>(sum_of_lanes<T>(terms.total));
+  args.sums[unit] = static_cast<double>(sum_of_lanes<T>(terms.linear.lanes())) +
+                    static_cast<double>(sum_of_lanes<T>(terms.total.lanes()));
   if (lane_bits<T>(terms.outside) != 0) args.outside->store(true, std::memory_order_relaxed);
 }
 

@@ -1,7 +1,9 @@
 #include "gaussian_nll.h"
 
 #include <cmath>
+#include <type_traits>
 
+#include "common/lane_sum.h"
 #include "common/pixels.h"
 #include "common/simd_math.h"
 
@@ -86,16 +88,16 @@ void forward_piece(const GaussianArgs& args, int64_t unit) {
   using T = typename Arithmetic<S>::type;
   const Piece piece(unit, args.values);
   const Values<S, X, L> values(args, piece);
-  Vec<T> squares{}, logs{};
+  LaneSum<T> squares, logs;
   values.for_each([&](int64_t, const Residual<T>& r, Vec<T> logvar, int64_t) {
-    squares += r.scaled * r.scaled;
-    logs += logvar;
+    squares.add(r.scaled * r.scaled);
+    if constexpr (!values.kOne) logs.add(logvar);
   });
   double constant = kLog2Pi;
   if (values.kOne) constant += args.log_variance;
   args.sums[unit] = 0.5 * (constant * static_cast<double>(piece.count) +
-                           static_cast<double>(sum_of_lanes<T>(squares)) +
-                           static_cast<double>(sum_of_lanes<T>(logs)));
+                           static_cast<double>(sum_of_lanes<T>(squares.lanes())) +
+                           static_cast<double>(sum_of_lanes<T>(logs.lanes())));
 }
 
 template <class T, class S>
@@ -119,13 +121,13 @@ void backward_piece(const GaussianArgs& args, int64_t unit) {
   if constexpr (!values.kOne) {
     if (args.grad_logvar.data != nullptr) by_logvar = piece.in<L>(args.grad_logvar);
   }
-  Vec<T> squares{};
+  LaneSum<T> squares;
   values.for_each([&](int64_t i, const Residual<T>& r, Vec<T>, int64_t lanes) {
     const Vec<T> pull = g * r.pull(), square = r.scaled * r.scaled;
     if (by_mean != nullptr) put<T>(-pull, lanes, by_mean + i);
     if (by_target != nullptr) put<T>(pull, lanes, by_target + i);
     if constexpr (values.kOne) {
-      squares += square;
+      squares.add(square);
     } else {
       if (by_logvar != nullptr) put<T>(T(0.5) * g * (T(1) - square), lanes, by_logvar + i);
     }
@@ -133,7 +135,7 @@ void backward_piece(const GaussianArgs& args, int64_t unit) {
   if (args.sums != nullptr) {
     args.sums[unit] =
         0.5 * static_cast<double>(g) *
-        (static_cast<double>(piece.count) - static_cast<double>(sum_of_lanes<T>(squares)));
+        (static_cast<double>(piece.count) - static_cast<double>(sum_of_lanes<T>(squares.lanes())));
   }
 }
 
