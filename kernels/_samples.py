@@ -74,13 +74,10 @@ def is_wide(*rows):
 
 def tile_of(values, dtype):
     """The launch options of a tile of samples by values."""
-    block = min(TILE, max(4, triton.next_power_of_2(values)))
-    # a float64 takes two registers
-    return {
-        "BLOCK_B": TILE // block,
-        "BLOCK_D": block,
-        "num_warps": 8 if dtype.itemsize == 8 else 4,
-    }
+    is_double = dtype.itemsize == 8
+    tile = TILE // 2 if is_double else TILE  # a float64 takes two registers
+    block = min(tile, max(4, triton.next_power_of_2(values)))
+    return {"BLOCK_B": tile // block, "BLOCK_D": block, "num_warps": 8 if is_double else 4}
 
 
 @triton.jit

@@ -398,8 +398,9 @@ class _Call:
             self.tile = {"BLOCK_P": pixels, "BLOCK_K": columns, "num_warps": 8 if is_double else 4}
         else:  # 16 bytes for each of 32 threads, where registers suffice
             pixels = 32 if is_double and backward else 256 if is_half and not backward else 128
-            warps = 2 if is_double else 1 if exact else 4
-            self.tile = {"BLOCK_P": pixels, "BLOCK_K": 1, "num_warps": warps}
+            self.tile = {"BLOCK_P": pixels, "BLOCK_K": 1, "num_warps": 2 if is_double else 1}
+            if not exact:  # else the assembler aims at 96 or 80, for more threads, and spills
+                self.tile["maxnreg"] = 255
         self.flags["ONCE"] = self.tile["BLOCK_K"] >= components
         self.batch, self.pixels = self.x.shape[0], self.x.shape[2]
         self.tiles = triton.cdiv(self.pixels, self.tile["BLOCK_P"])

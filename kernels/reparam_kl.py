@@ -302,7 +302,10 @@ def reparam_kl(
     samples, clamp_low, clamp_high, free_bits, parametrization,
 ):  # fmt: skip
     """(z, kl, seed); see fastgen.reparam_kl."""
-    seed = seed_or_draw(seed if eps is None else mu.new_zeros((), dtype=torch.int64), mu.device)
+    if eps is None:
+        seed = seed_or_draw(seed, mu.device)
+    else:  # nothing is drawn
+        seed = mu.new_zeros((), dtype=torch.int64)
     draws, samples = samples, Samples(mu, row_major=True)
     z = empty_in_format_of(mu, mu.shape) if draws == 1 else mu.new_empty((draws, *mu.shape))
     parts = parts_of(samples, mu)

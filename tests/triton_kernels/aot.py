@@ -268,6 +268,8 @@ CASES = {
     "f64 dmol": lambda: run_dmol(F64, 10, 3),
     "f64 dmol channels-last": lambda: run_dmol(F64, 10, 3, last=True),
     "f32 dmol of 2017": lambda: run_dmol(F32, 10, 3, exact=False),
+    "bf16 dmol of 2017": lambda: run_dmol(BF16, 10, 3, exact=False),
+    "f64 dmol of 2017": lambda: run_dmol(F64, 10, 3, exact=False, last=True),
     "f32 dmol 32 components": lambda: run_dmol(F32, 32, 3, last=True),
     "f32 dmol uncoupled": lambda: run_dmol(F32, 10, 3, coupled=False),
     "f32 dmol grey channels-last": lambda: run_dmol(F32, 10, 1, last=True),
