@@ -141,7 +141,7 @@ __attribute__((noinline)) Results<T> careful_backward(
 
 template <class T>
 FASTGEN_INLINE Vec<T> product_or_zero(Vec<T> a, Vec<T> b) {
-  return (a == T(0)) | (b == T(0)) ? Vec<T>{} : a * b;
+  return ((a == T(0)) | (b == T(0))) ? Vec<T>{} : a * b;
 }
 
 template <class T, bool kPrior, bool kPlain, bool kFromZ>
@@ -382,7 +382,7 @@ struct DrawSums {
                                            : stream.read(element, count);
         for (int64_t i = 0; i < count; ++i) {
           // 0 times infinity is 0
-          const T product = (g[i] == 0) | (eps[i] == 0) ? T(0) : g[i] * eps[i];
+          const T product = (g[i] == 0 || eps[i] == 0) ? T(0) : g[i] * eps[i];
           gradient[at + i] = sample == 0 ? g[i] : gradient[at + i] + g[i];
           this->product[at + i] = sample == 0 ? product : this->product[at + i] + product;
         }
