@@ -348,28 +348,32 @@ void put_gradient(const Mixture<T, kColors>& m, const Vec<T>* grad) {
   const Order order = m.order;
   const Channels<T> out = m.grads;
   const int vectors = m.vectors;
+  // A channel's lines of memory one after the other: halves of lines in turn would each be sent.
+  const auto put = [&](int64_t channel, auto value) {
+    T* to = out.at(channel, 0);
+    for (int v = 0; v < vectors; ++v, to += kLanes<T>) {
+      kStream ? stream<T>(value(v), to) : store_vector<T>(value(v), to);
+    }
+  };
   for (int64_t k = 0; k < order.components; ++k) {
-    for (int v = 0; v < vectors; ++v) {
-      const T* kept = m.kept(k, v);
-      const auto of = [&](int i) { return load_vector<T>(kept + i * kLanes<T>); };
-      const auto put = [&](V value, int64_t i) {
-        kStream ? stream<T>(value, out.at(i, v)) : store_vector<T>(value, out.at(i, v));
+    V share[kVectors], by_mean[kColors][kVectors];
+    const auto of = [&](int i, int v) { return load_vector<T>(m.kept(k, v) + i * kLanes<T>); };
+    put(k, [&](int v) {
+      share[v] = load_vector<T>(m.line(k, v)) * joint[v];
+      return load_vector<T>(m.ratio(k, v)) * prior[v] - share[v];
+    });
+    for (int c = 0; c < kColors; ++c) {
+      put(order.mean(c, k), [&](int v) { return by_mean[c][v] = share[v] * of(c, v); });
+      put(order.log_scale(c, k), [&](int v) { return -share[v] * of(kColors + c, v); });
+    }
+    if constexpr (kColors == 3) {
+      const auto by_tanh = [&](int i, int color, int other) {
+        put(order.coefficient(i, k),
+            [&](int v) { return by_mean[color][v] * m.pixels[v][other].x * of(6 + i, v); });
       };
-      const V share = load_vector<T>(m.line(k, v)) * joint[v];
-      put(load_vector<T>(m.ratio(k, v)) * prior[v] - share, k);
-      V by_mean[kColors];
-#pragma GCC unroll 3
-      for (int c = 0; c < kColors; ++c) {
-        by_mean[c] = share * of(c);
-        put(by_mean[c], order.mean(c, k));
-        put(-share * of(kColors + c), order.log_scale(c, k));
-      }
-      if constexpr (kColors == 3) {
-        const V x0 = m.pixels[v][0].x, x1 = m.pixels[v][1].x;
-        put(by_mean[1] * x0 * of(6), order.coefficient(0, k));
-        put(by_mean[2] * x0 * of(7), order.coefficient(1, k));
-        put(by_mean[2] * x1 * of(8), order.coefficient(2, k));
-      }
+      by_tanh(0, 1, 0);
+      by_tanh(1, 2, 0);
+      by_tanh(2, 2, 1);
     }
   }
 }
