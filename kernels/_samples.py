@@ -81,10 +81,14 @@ def tile_of(values, dtype):
 
 
 @triton.jit
-def tile_at(batch, values, PER_PROGRAM: tl.constexpr, BLOCK_B: tl.constexpr):
+def tile_at(
+    batch, values, PER_PROGRAM: tl.constexpr, WIDE: tl.constexpr, BLOCK_B: tl.constexpr
+):  # fmt: skip
     """This program's samples (rows, 1), the piece of them and the first value of that."""
     pieces = tl.cdiv(values, PER_PROGRAM)
     program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
     b = (program // pieces).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     piece = program % pieces
     return b[:, None], piece, piece * PER_PROGRAM

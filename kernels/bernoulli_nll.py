@@ -32,7 +32,7 @@ def _bernoulli_nll_kernel(
     WIDE: tl.constexpr, PIECE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = parts.dtype.element_ty
-    b, piece, start = tile_at(batch, values, PIECE, BLOCK_B)
+    b, piece, start = tile_at(batch, values, PIECE, WIDE, BLOCK_B)
     total = tl.zeros((BLOCK_B, BLOCK_D), dtype=compute)
     for first in range(start, tl.minimum(start + PIECE, values), BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)[None, :]
@@ -57,7 +57,7 @@ def _bernoulli_nll_backward_kernel(
     WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
-    b, _, start = tile_at(batch, values, BLOCK_D, BLOCK_B)
+    b, _, start = tile_at(batch, values, BLOCK_D, WIDE, BLOCK_B)
     d = start + tl.arange(0, BLOCK_D)[None, :]
     if WIDE:
         d = d.to(tl.int64)

@@ -14,8 +14,16 @@ import triton
 import triton.language as tl
 
 from ._elementary import exp_tail, scalar
-from ._portable import OPTIONS, accumulation_dtype, empty_in_format_of, load, on_device_of, rounded
-from ._samples import add_parts, is_wide
+from ._portable import (
+    OPTIONS,
+    accumulation_dtype,
+    empty_in_format_of,
+    load,
+    needs_int64,
+    on_device_of,
+    rounded,
+)
+from ._samples import add_parts
 
 MIN_LOG_SCALE = tl.constexpr(-7.0)
 TOLERANCE = tl.constexpr(1e-3)  # of a float pixel from its level
@@ -109,6 +117,11 @@ def _tanh(c):
     tanh = numerator * reciprocal
     slope = tl.where(is_small, 1.0 - tanh * tanh, 4.0 * e * reciprocal * reciprocal)
     return tanh, slope
+
+
+@triton.jit
+def _wide(stride):
+    return tl.full((), stride, tl.int64)
 
 
 @triton.jit
@@ -243,6 +256,8 @@ def _dmol_nll_kernel(
 ):  # fmt: skip
     compute: tl.constexpr = out.dtype.element_ty
     b, tile, p = _tile(pixels, WIDE, BLOCK_P)
+    if WIDE:
+        p_k, p_c, x_c = _wide(p_k), _wide(p_c), _wide(x_c)
     live = p < pixels
     last, log_bin = (levels - 1).to(compute), scalar(log_bin, compute)
     at, x_at = params + b * p_b + p * p_p, x + b * x_b + p * x_p
@@ -316,6 +331,8 @@ def _dmol_nll_backward_kernel(
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if params.dtype.element_ty == tl.float64 else tl.float32
     b, _, p = _tile(pixels, WIDE, BLOCK_P)
+    if WIDE:
+        p_k, p_c, x_c, o_k, o_c = _wide(p_k), _wide(p_c), _wide(x_c), _wide(o_k), _wide(o_c)
     live = p < pixels
     last, log_bin = (levels - 1).to(compute), scalar(log_bin, compute)
     at, x_at = params + b * p_b + p * p_p, x + b * x_b + p * x_p
@@ -420,7 +437,7 @@ def dmol_nll(params, x, components, coupled, levels, exact, channels_last, per_p
         _dmol_nll_kernel[call.grid](
             call.params, call.x, out, call.batch, call.pixels, *call.numbers,
             *call.params.stride(), *call.x.stride(), **call.flags, PER_PIXEL=per_pixel,
-            WIDE=is_wide(call.params.flatten(1, 2), call.x), **call.tile, **OPTIONS,
+            WIDE=needs_int64(call.params[0], call.x[0]), **call.tile, **OPTIONS,
         )  # fmt: skip
     return out if per_pixel else add_parts(out)
 
@@ -441,7 +458,7 @@ def dmol_nll_backward(
         _dmol_nll_backward_kernel[call.grid](
             grad, call.params, call.x, out, call.pixels, *call.numbers, grad.stride(0), g_p,
             *call.params.stride(), *call.x.stride(), *out.stride(), **call.flags,
-            WIDE=is_wide(call.params, call.x, out), **call.tile, **OPTIONS,
+            WIDE=needs_int64(call.params[0], call.x[0], out[0]), **call.tile, **OPTIONS,
         )  # fmt: skip
     try:
         spread.view(out.shape)

@@ -41,7 +41,7 @@ def _gaussian_nll_kernel(
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = parts.dtype.element_ty
-    b, piece, start = tile_at(batch, values, PIECE, BLOCK_B)
+    b, piece, start = tile_at(batch, values, PIECE, WIDE, BLOCK_B)
     end = tl.minimum(start + PIECE, values)
     if KIND != FULL:
         wide = _log_variance(logvar, fixed, b, b < batch, KIND, compute)
@@ -76,7 +76,7 @@ def _gaussian_nll_backward_kernel(
     WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if mean.dtype.element_ty == tl.float64 else tl.float32
-    b, _, start = tile_at(batch, values, BLOCK_D, BLOCK_B)
+    b, _, start = tile_at(batch, values, BLOCK_D, WIDE, BLOCK_B)
     d = start + tl.arange(0, BLOCK_D)[None, :]
     if WIDE:
         d = d.to(tl.int64)

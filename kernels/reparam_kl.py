@@ -102,7 +102,7 @@ def _reparam_kl_kernel(
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = parts.dtype.element_ty
-    b, piece, start = tile_at(batch, values, PIECE, BLOCK_B)
+    b, piece, start = tile_at(batch, values, PIECE, WIDE, BLOCK_B)
     one = tl.full((1, 1), 1, tl.int64)
     if HAS_PRIOR:
         row, exists = _row_of_prior(prior_index, b, b < batch, classes, HAS_INDEX)
@@ -154,7 +154,7 @@ def _reparam_kl_backward_kernel(
     WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     compute: tl.constexpr = tl.float64 if mu.dtype.element_ty == tl.float64 else tl.float32
-    b, _, start = tile_at(batch, values, BLOCK_D, BLOCK_B)
+    b, _, start = tile_at(batch, values, BLOCK_D, WIDE, BLOCK_B)
     one = tl.full((1, 1), 1, tl.int64)
     d = start + tl.arange(0, BLOCK_D)[None, :]
     if WIDE:

@@ -228,6 +228,17 @@ def test_a_pixel_without_level_makes_its_sample_nan(bad):
     assert nll.isnan().tolist() == [False, True]
 
 
+def test_offsets_of_64_bits(monkeypatch):
+    for module, name in ((bernoulli, "is_wide"), (gaussian, "is_wide"), (dmol, "needs_int64")):
+        monkeypatch.setattr(module, name, lambda *tensors: True)
+    x, y = torch.randn(2, 7), torch.rand(2, 7)
+    check(bernoulli, bernoulli_reference, "bernoulli_nll", (x, y), [True, True])
+    check(gaussian, gaussian_reference, "gaussian_nll", (x, y, x, 0.0), [True] * 3)
+    for colors, coupled in ((3, True), (2, False)):
+        params, x = mixture(torch.float64, 2, colors, coupled, last=True)
+        check_dmol(params, x, 2, coupled=coupled, last=True)
+
+
 def test_empty():
     x = torch.empty(0, 4)
     assert bernoulli.bernoulli_nll(x, x).shape == (0,)

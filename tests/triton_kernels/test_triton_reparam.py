@@ -191,6 +191,12 @@ def test_a_class_that_does_not_exist_makes_its_sample_nan():
     assert not back[2].isnan().any() and not back[3].isnan().any()
 
 
+def test_offsets_of_64_bits(monkeypatch):
+    monkeypatch.setattr(kernels, "is_wide", lambda *rows: True)
+    check(inputs(5, (6,), torch.float32, "table"), settings(2))
+    check(inputs(5, (6,), torch.float32, "shared"), settings())
+
+
 def test_empty():
     seed = torch.tensor(5)
     for shape in ((0, 4), (3, 0), (0, 2, 0)):
