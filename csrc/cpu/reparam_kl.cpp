@@ -21,9 +21,6 @@ constexpr int64_t kBlock = kReparamPiece;
 // PyTorch's own is 1e-7.
 constexpr int kFarMean = 16;
 
-template <class T>
-constexpr uint32_t kAllLanes = (1u << (kLanes<T> - 1)) * 2 - 1;
-
 // The lanes of one step of a loop over a span: all, or at the span's end the first few.
 template <class T>
 struct WholeStep {
@@ -77,9 +74,9 @@ template <class T>
 __attribute__((noinline)) Results<T> careful_forward(Vec<T> mu, Vec<T> raw, Vec<T> prior_mu,
                                                      Vec<T> prior_raw, Vec<T> eps, bool prior,
                                                      const LatentSettings<T>& settings,
-                                                     BitVec<T> usual, Vec<T> first, Vec<T> second) {
+                                                     uint32_t usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
-    if (usual[i]) continue;
+    if (usual >> i & 1) continue;
     const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], prior, settings);
     first[i] = static_cast<T>(mu[i] + CarefulLatent::product(latent.std, eps[i]));
     const double kl = settings.free > 0 && latent.kl < settings.free ? settings.free : latent.kl;
@@ -103,7 +100,7 @@ FASTGEN_INLINE Vec<T> forward_span(const Span<T> span, const T* eps,
           const Vec<T> least = broadcast<T>(2 * settings.least);
           if (settings.free > 0) results.second = results.second < least ? least : results.second;
         }
-        if (__builtin_expect(lane_bits<T>(latent.usual) != kAllLanes<T>, 0)) {
+        if (__builtin_expect(latent.usual != kAllLanes<T>, 0)) {
           results = careful_forward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, noise, kPrior,
                                        settings, latent.usual, results.first, results.second);
         }
@@ -122,11 +119,13 @@ struct Upstream {
 };
 
 template <class T>
-__attribute__((noinline)) Results<T> careful_backward(
-    Vec<T> mu, Vec<T> raw, Vec<T> prior_mu, Vec<T> prior_raw, Vec<T> g, Vec<T> eps_product, T k,
-    bool prior, const LatentSettings<T>& settings, BitVec<T> usual, Vec<T> first, Vec<T> second) {
+__attribute__((noinline)) Results<T> careful_backward(Vec<T> mu, Vec<T> raw, Vec<T> prior_mu,
+                                                      Vec<T> prior_raw, Vec<T> g,
+                                                      Vec<T> eps_product, T k, bool prior,
+                                                      const LatentSettings<T>& settings,
+                                                      uint32_t usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
-    if (usual[i]) continue;
+    if (usual >> i & 1) continue;
     const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], prior, settings);
     const double wanted = settings.free > 0 && latent.kl < settings.free ? 0 : k;
     const double through = CarefulLatent::product(eps_product[i], latent.std) +
@@ -149,26 +148,26 @@ FASTGEN_INLINE void backward_span(const Span<T> span, const Upstream<T> upstream
                                   const LatentSettings<T>& settings, NormalStream<T>& stream,
                                   T* grad_mu, T* grad_raw) {
   const Vec<T> k = broadcast<T>(upstream.kl);
-  const BitVec<T> finite_k = absolute<T>(k) < T(INFINITY);
+  const uint32_t finite_k = lanes_below<T>(k, T(INFINITY));
   const T* eps = nullptr;
   for_each_step<T>(
       span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
         const LatentInputs<T> in = span.template load<kPrior>(i, step);
         const Latent<T, kPrior, kPlain> latent(in, settings);
         const Vec<T> g = step.load(upstream.z + i);
-        const BitVec<T> usual = latent.usual & finite_k & (absolute<T>(g) < T(INFINITY)) &
-                                (absolute<T>(in.mu) < T(INFINITY));
-        uint32_t unusual = kAllLanes<T> ^ lane_bits<T>(usual);
+        uint32_t usual = latent.usual & finite_k & lanes_below<T>(g, T(INFINITY));
         Vec<T> eps_product{}, through;
         if constexpr (kFromZ) {
           through = g * (step.load(upstream.drawn + i) - in.mu);
           const BitVec<T> near = absolute<T>(in.mu) < latent.std * T(kFarMean);
-          if (lane_bits<T>(near & usual) != kAllLanes<T>) {
+          if ((lane_bits<T>(near) & usual) != kAllLanes<T>) {  // near: mu is finite too
+            usual &= lanes_below<T>(in.mu, T(INFINITY));
             if (eps == nullptr) eps = stream.read(upstream.first, span.count);
             eps_product = product_or_zero<T>(g, step.load(eps + i));
             through = near ? through : eps_product * latent.std;
           }
         } else {
+          usual &= lanes_below<T>(in.mu, T(INFINITY));
           eps_product = step.load(upstream.eps_product + i);
           through = eps_product * latent.std;
         }
@@ -180,7 +179,7 @@ FASTGEN_INLINE void backward_span(const Span<T> span, const Upstream<T> upstream
             g + wanted * latent.over_variance,
             (through + wanted * latent.expm1) * half_slope<T, kPlain>(in.raw, settings)};
         if constexpr (!kPlain) results.second = latent.clamped_away ? Vec<T>{} : results.second;
-        if (__builtin_expect(unusual, 0)) {
+        if (__builtin_expect(usual != kAllLanes<T>, 0)) {
           results = careful_backward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, g, eps_product,
                                         upstream.kl, kPrior, settings, usual, results.first,
                                         results.second);
@@ -194,9 +193,9 @@ template <class T>
 __attribute__((noinline)) Results<T> careful_prior(Vec<T> mu, Vec<T> raw, Vec<T> prior_mu,
                                                    Vec<T> prior_raw, T k,
                                                    const LatentSettings<T>& settings,
-                                                   BitVec<T> usual, Vec<T> first, Vec<T> second) {
+                                                   uint32_t usual, Vec<T> first, Vec<T> second) {
   for (int i = 0; i < kLanes<T>; ++i) {
-    if (usual[i]) continue;
+    if (usual >> i & 1) continue;
     const CarefulLatent latent(mu[i], raw[i], prior_mu[i], prior_raw[i], true, settings);
     const double wanted = settings.free > 0 && latent.kl < settings.free ? 0 : k;
     const double r = mu[i] == prior_mu[i] ? 0 : double(mu[i]) - prior_mu[i];
@@ -213,13 +212,13 @@ template <class T, bool kPlain>
 void prior_span(const Span<T> span, T k_of_sample, const LatentSettings<T>& settings, T* sum_mu,
                 T* sum_raw) {
   const Vec<T> k = broadcast<T>(k_of_sample);
-  const BitVec<T> finite_k = absolute<T>(k) < T(INFINITY);
+  const uint32_t finite_k = lanes_below<T>(k, T(INFINITY));
   for_each_step<T>(
       span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
         const LatentInputs<T> in = span.template load<true>(i, step);
         const Latent<T, true, kPlain> latent(in, settings);
-        const BitVec<T> usual = latent.usual & finite_k & (absolute<T>(in.mu) < T(INFINITY)) &
-                                (latent.squares < T(INFINITY));
+        const uint32_t usual = latent.usual & finite_k & lanes_below<T>(in.mu, T(INFINITY)) &
+                               lanes_below<T>(latent.squares, T(INFINITY));
         Vec<T> wanted = k;
         if constexpr (!kPlain) {
           if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
@@ -227,7 +226,7 @@ void prior_span(const Span<T> span, T k_of_sample, const LatentSettings<T>& sett
         Results<T> results{-(wanted * latent.over_variance),
                            -(wanted * (latent.expm1 + latent.squares) *
                              half_slope<T, kPlain>(in.prior_raw, settings))};
-        if (__builtin_expect(lane_bits<T>(usual) != kAllLanes<T>, 0)) {
+        if (__builtin_expect(usual != kAllLanes<T>, 0)) {
           results = careful_prior<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, k_of_sample,
                                      settings, usual, results.first, results.second);
         }

@@ -54,6 +54,23 @@ struct Power {
   }
 };
 
+// Bit i: whether lane i's magnitude is below `limit`; never that of NaN.
+template <class T>
+FASTGEN_INLINE uint32_t lanes_below(Vec<T> x, T limit) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_cmp_ps_mask(absolute<T>(x), broadcast<T>(limit), _CMP_LT_OQ);
+  } else {
+    return _mm512_cmp_pd_mask(absolute<T>(x), broadcast<T>(limit), _CMP_LT_OQ);
+  }
+#else
+  return lane_bits<T>(absolute<T>(x) < limit);
+#endif
+}
+
+template <class T>
+constexpr uint32_t kAllLanes = (1u << (kLanes<T> - 1)) * 2 - 1;
+
 // The squares of exponentials stay finite and normal.
 template <class T>
 constexpr T kPowerLimit = sizeof(T) == 4 ? T(43) : T(350);
@@ -125,7 +142,8 @@ struct Latent {
   Vec<T> expm1;          // of D
   Vec<T> over_variance;  // r w: difference of the means over the prior's variance
   Vec<T> squares;        // r^2 w
-  BitVec<T> clamped_away, usual;
+  BitVec<T> clamped_away;
+  uint32_t usual;  // a bit for each lane that needs no care
 
   FASTGEN_INLINE Latent(const LatentInputs<T>& in, const LatentSettings<T>& settings) {
     const Vec<T> unclamped = half_logvar<T, kPlain>(in.raw, settings);
@@ -135,15 +153,15 @@ struct Latent {
       half = clamped<T>(half, settings.half_low, settings.half_high);
       clamped_away = (unclamped < settings.half_low) | (unclamped > settings.half_high);
     }
-    usual = absolute<T>(half) < kPowerLimit<T>;
-    if constexpr (!kPlain) usual &= absolute<T>(in.raw) < T(INFINITY);
+    usual = lanes_below<T>(half, kPowerLimit<T>);
+    if constexpr (!kPlain) usual &= lanes_below<T>(in.raw, T(INFINITY));
     if constexpr (kPrior) {
       const Vec<T> prior_half = half_logvar<T, kPlain>(in.prior_raw, settings);
       const Vec<T> difference = half - prior_half, r = in.mu - in.prior_mu;
-      usual &=
-          (absolute<T>(prior_half) < kPowerLimit<T>)&(absolute<T>(difference) < kPowerLimit<T>);
-      usual &= absolute<T>(in.prior_mu) < T(INFINITY);  // mu may be infinite
-      if constexpr (!kPlain) usual &= absolute<T>(in.prior_raw) < T(INFINITY);
+      usual &= lanes_below<T>(prior_half, kPowerLimit<T>) &
+               lanes_below<T>(difference, kPowerLimit<T>) &
+               lanes_below<T>(in.prior_mu, T(INFINITY));  // mu may be infinite
+      if constexpr (!kPlain) usual &= lanes_below<T>(in.prior_raw, T(INFINITY));
       const Vec<T> inverse = Power<T>(-prior_half).value;
       std = Power<T>(half).value;
       over_variance = r * (inverse * inverse);
