@@ -34,6 +34,13 @@ bool pixels_in_line(const Tensor& t, int64_t h) {
   return t.size(h) <= 1 || t.size(h + 1) <= 1 || t.stride(h) == t.size(h + 1) * t.stride(h + 1);
 }
 
+// `t`, or a copy in which they are: in t's memory format, unless that is one of other axes.
+Tensor in_line(const Tensor& t, int64_t h) {
+  if (pixels_in_line(t, h)) return t;
+  const Tensor copy = t.contiguous(t.suggest_memory_format());
+  return pixels_in_line(copy, h) ? copy : copy.contiguous();
+}
+
 int64_t pixel_step(const Tensor& t, int64_t h) {
   if (t.size(h + 1) > 1) return t.stride(h + 1);
   return t.size(h) > 1 ? t.stride(h) : 1;
@@ -63,10 +70,8 @@ struct Operands {
                           o.components >= 1 && o.levels >= 2 && o.levels <= 65536,
                       "fastgen.dmol_nll: params must be ", at::IntArrayRef(sizes), ", got ",
                       params_in.sizes(), "; check components=, coupled= and channels_last=");
-    params = pixels_in_line(params_in, params_height)
-                 ? params_in
-                 : params_in.contiguous(params_in.suggest_memory_format());
-    x = known_type(pixels_in_line(x_in, x_height) ? x_in : x_in.contiguous());
+    params = in_line(params_in, params_height);
+    x = known_type(in_line(x_in, x_height));
   }
 
   static Tensor known_type(const Tensor& x) {
@@ -233,15 +238,18 @@ Tensor dmol_nll_backward(const Tensor& grad_nll, const Tensor& params, const Ten
                     "fastgen.dmol_nll: grad_nll must be of the result's shape, got ", grad.sizes());
   if (per_pixel && !pixels_in_line(grad, 1)) grad = grad.contiguous();
   Tensor grad_params = at::empty(params.sizes(), params.options(), params.suggest_memory_format());
+  const bool is_direct = pixels_in_line(grad_params, in.params_height);
+  const Tensor written = is_direct ? grad_params : at::empty(params.sizes(), params.options());
   std::atomic<bool> outside{false};
   DmolArgs args = arguments(in, &outside);
   args.grad_nll = grad.const_data_ptr();
   args.grad_nll_sample = grad.stride(0);
   args.grad_nll_pixel = per_pixel ? pixel_step(grad, 1) : 0;
-  args.grad_params = grad_params.mutable_data_ptr();
-  args.grad_params_at = in.steps(grad_params);
-  args.large = grad_params.nbytes() >= kLarge;
+  args.grad_params = written.mutable_data_ptr();
+  args.grad_params_at = in.steps(written);
+  args.large = written.nbytes() >= kLarge;
   run(in, kernels_of(params).backward, args);
+  if (!is_direct) grad_params.copy_(written);
   return grad_params;
 }
 

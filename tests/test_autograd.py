@@ -143,3 +143,13 @@ def test_compiled_autograd_traces_the_nodes():
         z, kl = fastgen.reparam_kl(mu, logvar, seed=1)
         (z.square().sum() + kl.sum()).backward()
     assert torch.allclose(mu.grad, expected[0]) and torch.allclose(logvar.grad, expected[1])
+
+
+@pytest.mark.parametrize("fill", [fastgen.rand, fastgen.randn])
+def test_what_is_filled_in_place_is_noticed(fill):
+    a = torch.ones(3, requires_grad=True)
+    b = a * 2
+    c = b * b
+    fill(3, out=b.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        c.sum().backward()

@@ -2,6 +2,7 @@
 checked where it enters."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class EncoderDecoder(ImageModel):
             self._check_int("width", config["width"], "leave it out for the default")
         for argument, most in (("beta", math.inf), ("free_bits", math.inf), ("kl_warmup", 1)):
             value = config[argument]
-            if not 0 <= value <= most or value == math.inf:
+            if not isinstance(value, numbers.Real) or not 0 <= value <= most or value == math.inf:
                 expected = "must be a number >= 0" if most > 1 else "must lie in 0 .. 1"
                 self._refuse(argument, expected, value, "leave it out for the default")
             setattr(self, argument, value)
@@ -51,8 +52,8 @@ class EncoderDecoder(ImageModel):
             part: None if config[part] is None else type(config[part]).__qualname__
             for part in ("encoder", "decoder")
         }
-        clamp = config["logvar_clamp"]
-        self.logvar_clamp = None if clamp is None else tuple(clamp)
+        clamp = self._checked_clamp(config["logvar_clamp"])
+        self.logvar_clamp = clamp
         self.config = (
             config
             | names
@@ -81,15 +82,28 @@ class EncoderDecoder(ImageModel):
                 try:
                     logvar = float(logvar)
                 except (TypeError, ValueError):
+                    logvar = math.nan
+                if math.isnan(logvar):
                     expected = "must be 'learned', 'pixel' or a number"
                     remedy = "0 is a variance of 1"
-                    self._refuse("gaussian_logvar", expected, repr(logvar), remedy)
+                    got = repr(config["gaussian_logvar"])
+                    self._refuse("gaussian_logvar", expected, got, remedy)
             return GaussianPixels(self.shape, self.levels, logvar)
         if self.levels is None or self.levels < 2:
             self._refuse(
                 "likelihood", "'dmol' needs levels >= 2", self.levels, "use likelihood='gaussian'"
             )
         return LogisticMixturePixels(self.shape, self.levels, config["components"])
+
+    def _checked_clamp(self, clamp):
+        if clamp is None:
+            return None
+        is_pair = isinstance(clamp, (tuple, list)) and len(clamp) == 2
+        if not is_pair or not all(isinstance(bound, numbers.Real) for bound in clamp):
+            self._refuse("logvar_clamp", "must be (low, high)", repr(clamp), "None leaves it out")
+        if not clamp[0] <= clamp[1]:
+            self._refuse("logvar_clamp", "must have low <= high", repr(clamp), "turn them round")
+        return tuple(clamp)
 
     def _check_choice(self, argument, value, known):
         if value not in known:

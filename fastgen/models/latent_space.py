@@ -55,10 +55,12 @@ class LatentSpace:
         """(B, steps, C, H, W): the reconstructions of images with latent variable `dim` set to
         evenly spaced values of `range`."""
         z = self.latent(images, condition)
-        if not isinstance(dim, int) or not 0 <= dim < z.shape[1]:
+        if isinstance(dim, bool) or not isinstance(dim, int) or not 0 <= dim < z.shape[1]:
             expected = f"must be an int in 0 .. {z.shape[1] - 1}"
             self._refuse("dim", expected, repr(dim), "it counts the latent variables")
         self._check_int("steps", steps, "both ends count", least=2)
+        if not isinstance(range, (tuple, list)) or len(range) != 2:
+            self._refuse("range", "must be (first, last)", repr(range), "(-3, 3) shows most")
         z = z[:, None].repeat(1, steps, 1)
         z[..., dim] = torch.linspace(*range, steps, dtype=z.dtype, device=z.device)
         return self._decoded_rows(z, condition)
@@ -68,6 +70,9 @@ class LatentSpace:
         self, a: Tensor, b: Tensor, c: Tensor, *, condition: Tensor | None = None
     ) -> Tensor:
         """The image of a - b + c, taken among latent vectors."""
+        if not len(a) == len(b) == len(c):
+            got = f"{len(a)}, {len(b)} and {len(c)}"
+            self._refuse("a, b, c", "must be as many images each", got, "expand the shorter ones")
         a, b, c = (self.latent(images, condition) for images in (a, b, c))
         return self.decode(a - b + c, condition)
 

@@ -43,6 +43,12 @@ def same_kind(op, name, value, x, than="x"):
         )
 
 
+def written(*tensors):
+    """Autograd shall notice where it has kept one of these."""
+    if not torch.compiler.is_compiling():  # which follows what is written
+        torch.autograd.graph.increment_version(tensors)
+
+
 def autocast_dtype(x):
     """The dtype torch.autocast asks for on x's device, or None when it is off."""
     device = x.device.type

@@ -24,6 +24,8 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
         device = torch.device(device)
     elif isinstance(generator, torch.Generator):
         device = generator.device
+    elif not torch.compiler.is_compiling():  # which cannot ask, and knows
+        device = torch.get_default_device()
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if dtype not in _checks.FLOATS:
         raise TypeError(
@@ -36,6 +38,7 @@ def drawn(name, op, fill, size, seed, generator, dtype, device, out):
     if out is None:
         return op(seed, size, dtype)
     fill(out, seed)
+    _checks.written(out)
     return out
 
 

@@ -93,6 +93,12 @@ def add_noise(
             f"fastgen.add_noise: amount must be {expected} for {kind!r}, got {amount!r}; 0 changes "
             "nothing"
         )
+    for name, value in (("low", low), ("high", high)):
+        if not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"fastgen.add_noise: {name} must be a number, got {value!r}; pixels in [0, 1] "
+                "have 0 and 1"
+            )
     if seed is not None or generator is not None:
         seed = _seeds.given_seed("add_noise", seed, generator, x.device)
     noisy, mask, _ = OP(

@@ -1,6 +1,7 @@
 """reparam_kl: a draw of a Gaussian posterior and its KL divergence from the prior, in one pass."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -151,6 +152,8 @@ def _checked_clamp(clamp):
     remedy = "(-30, 20) is a good choice"
     if not isinstance(clamp, (tuple, list)) or len(clamp) != 2:
         _refuse("logvar_clamp", "must be (low, high)", repr(clamp), remedy)
+    if not all(bound is None or isinstance(bound, numbers.Real) for bound in clamp):
+        _refuse("logvar_clamp", "must hold numbers or None", repr(clamp), remedy)
     low, high = (None if bound is None else float(bound) for bound in clamp)
     if any(bound is not None and math.isnan(bound) for bound in (low, high)) or (
         low is not None and high is not None and low > high
@@ -162,7 +165,7 @@ def _checked_clamp(clamp):
 def _check_settings(samples, free_bits, parametrization):
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         _refuse("samples", "must be an int >= 1", repr(samples), "1 gives z in mu's shape")
-    if not 0 <= free_bits < math.inf:
+    if not isinstance(free_bits, numbers.Real) or not 0 <= free_bits < math.inf:
         _refuse("free_bits", "must be a number >= 0", repr(free_bits), "0 switches it off")
     if parametrization not in PARAMETRIZATIONS:
         expected = f"must be one of {', '.join(PARAMETRIZATIONS)}"
@@ -183,8 +186,10 @@ def _prior(mu, prior_mu, prior_logvar, prior_index):
     if prior_index is not None:
         _check_index(mu, prior_mu, prior_logvar, prior_index)
         return prior_mu, prior_logvar
-    return tuple(_prior_rows(mu, name, value) for name, value in
-                 (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)))  # fmt: skip
+    prior_mu = _prior_rows(mu, "prior_mu", prior_mu)
+    prior_logvar = _prior_rows(mu, "prior_logvar", prior_logvar)
+    rows = max(len(prior_mu), len(prior_logvar))  # 1, or one for each sample
+    return prior_mu.expand(rows, *mu.shape[1:]), prior_logvar.expand(rows, *mu.shape[1:])
 
 
 def _prior_rows(mu, name, prior):

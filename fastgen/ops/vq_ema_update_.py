@@ -107,6 +107,7 @@ def vq_ema_update_(
     torch.ops.fastgen.vq_ema_update_(
         embed.detach(), cluster_size.detach(), embed_avg.detach(), counts, sums, decay, eps
     )
+    _checks.written(embed, cluster_size, embed_avg)
 
 
 def _check_apart(name, **written):
