@@ -17,6 +17,11 @@ constexpr int kVectors = 8;
 template <class T>
 constexpr int kBlockPixels = kVectors* kLanes<T>;
 
+// From one channel to the next in scratch: a multiple of 512 bytes would use an eighth of the
+// cache.
+template <class T>
+constexpr int64_t kChannelStep = kBlockPixels<T> + kLanes<T>;
+
 // A block's parameters, or their gradients: channel i at data + i * step.
 template <class T>
 struct Channels {
@@ -58,20 +63,21 @@ int64_t channels_of(const DmolArgs& args) {
 }
 
 int64_t scratch_bytes(const DmolArgs& args) {
-  return (2 * channels_of(args) + 11 * args.components + args.colors) * kVectors * kVectorBytes;
+  const int64_t lines = 11 * args.components + args.colors;
+  return (2 * channels_of(args) * (kVectors + 1) + lines * kVectors) * kVectorBytes;
 }
 
 template <class T>
 Scratch<T> scratch_in(const DmolArgs& args, void* memory) {
   T* next = static_cast<T*>(memory);
-  const auto take = [&](int64_t lines) {
+  const auto take = [&](int64_t lines, int64_t step = kBlockPixels<T>) {
     T* from = next;
-    next += lines * kBlockPixels<T>;
+    next += lines * step;
     return from;
   };
   Scratch<T> s;
-  s.params = take(channels_of(args));
-  s.grads = take(channels_of(args));
+  s.params = take(channels_of(args), kChannelStep<T>);
+  s.grads = take(channels_of(args), kChannelStep<T>);
   s.line = take(args.components);
   s.ratio = take(args.components);
   s.kept = take(9 * args.components);
@@ -452,7 +458,7 @@ struct Shape {
   }
   template <class T>
   DmolSteps in_scratch() const {
-    const int64_t line = kBlockPixels<T>;
+    const int64_t line = kChannelStep<T>;
     return {0, (chained ? groups : 1) * line, (chained ? 1 : channels) * line, 1};
   }
 };
@@ -460,9 +466,9 @@ struct Shape {
 // `count` pixels into scratch; lanes beyond are 0.
 template <class T, class S>
 void gather(const S* from, const DmolSteps& at, const Shape& shape, int64_t count, T* to) {
-  constexpr int64_t step = kBlockPixels<T>;
+  constexpr int64_t step = kChannelStep<T>;
   const int64_t all = shape.channels * shape.groups;
-  if (count < step) {
+  if (count < kBlockPixels<T>) {
     for (int64_t i = 0; i < all * step; ++i) to[i] = 0;
   }
   if (shape.chained) {
@@ -490,18 +496,28 @@ void gather(const S* from, const DmolSteps& at, const Shape& shape, int64_t coun
   }
 }
 
+// Channels of a block as pixels of adjacent channels: a vector of pixels at a time, each of them
+// whole while it is in the first cache.
+template <class T, class S>
+void pixels_of_lines(const T* from, int64_t channels, int64_t count, S* to, int64_t pixel) {
+  for (int64_t p = 0; p < count; p += kLanes<T>) {
+    const int64_t left = count - p < kLanes<T> ? count - p : kLanes<T>;
+    transpose<T>(from + p, kChannelStep<T>, to + p * pixel, pixel, channels, left);
+  }
+}
+
 template <class T, class S>
 void scatter(const T* from, const Shape& shape, int64_t count, S* to, const DmolSteps& at) {
-  constexpr int64_t step = kBlockPixels<T>;
+  constexpr int64_t step = kChannelStep<T>;
   if (shape.chained) {
-    transpose<T>(from, step, to, at.pixel, shape.channels * shape.groups, count);
+    pixels_of_lines<T>(from, shape.channels * shape.groups, count, to, at.pixel);
     return;
   }
   for (int64_t g = 0; g < shape.groups; ++g) {
     const T* lines = from + g * shape.channels * step;
     S* group = to + g * at.color;
     if (at.channel == 1 && at.pixel != 1) {
-      transpose<T>(lines, step, group, at.pixel, shape.channels, count);
+      pixels_of_lines<T>(lines, shape.channels, count, group, at.pixel);
       continue;
     }
     for (int64_t i = 0; i < shape.channels; ++i) {
