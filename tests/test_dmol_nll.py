@@ -277,9 +277,11 @@ def test_same_bits_for_any_thread_count_and_batch_split(threads, last):
         assert torch.equal(by_params[one], BACKWARD(grad[one], params[one], x[one], *args))
 
 
-def test_a_large_gradient_is_the_small_ones():
-    params, x = sample(20, 3, 32, 32, 10)  # past the caches
-    args, grad = arguments(10), torch.rand(20)
+@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "uncoupled"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_a_large_gradient_is_the_small_ones(last, coupled):
+    params, x = sample(20, 3, 32, 33, 10, last=last, coupled=coupled)  # past the caches
+    args, grad = arguments(10, coupled, last=last), torch.rand(20)
     got = BACKWARD(grad, params, x, *args)
     rows = [BACKWARD(grad[i : i + 1], params[i : i + 1], x[i : i + 1], *args) for i in range(20)]
     assert torch.equal(got, torch.cat(rows))
