@@ -18,9 +18,9 @@ _DRAW = _backends.define(
 
 
 def drawn_seed(device) -> Tensor:
-    """64 bits of the device's default generator, int64 (). An op of its own, since torch.compile
-    does not know a draw of all 64."""
-    return _DRAW(device)
+    """64 bits of the device's default generator, int64 (). torch.compile does not know a draw of
+    all 64: for it this is an op of its own."""
+    return _DRAW(device) if torch.compiler.is_compiling() else seed_or_draw(None, device)
 
 
 @torch.library.register_fake("fastgen::draw_seed")
