@@ -408,15 +408,15 @@ class _Call:
         self.numbers = (components, colors, levels, math.log(2 / (levels - 1)))
         self.flags = {"COUPLED": coupled and colors == 3, "EXACT": exact}
         _, number, _, pixel = self.params.stride()
-        is_double, is_half = params.dtype.itemsize == 8, params.dtype.itemsize == 2
+        is_double = params.dtype.itemsize == 8
         if number < pixel and self.params.shape[3] > 1:
             columns = min(COLUMNS, triton.next_power_of_2(components))
             pixels = (256 if is_double else 512) // columns
             self.tile = {"BLOCK_P": pixels, "BLOCK_K": columns, "num_warps": 8 if is_double else 4}
-        else:  # 16 bytes for each of 32 threads, where registers suffice
-            pixels = 32 if is_double and backward else 256 if is_half and not backward else 128
+        else:  # four pixels for each of 32 threads: registers do not suffice for eight halves
+            pixels = 32 if is_double and backward else 128
             self.tile = {"BLOCK_P": pixels, "BLOCK_K": 1, "num_warps": 2 if is_double else 1}
-            if not exact:  # else the assembler aims at 96 or 80, for more threads, and spills
+            if not (backward and exact):  # else the assembler aims at 96, and spills to get there
                 self.tile["maxnreg"] = 255
         self.flags["ONCE"] = self.tile["BLOCK_K"] >= components
         self.batch, self.pixels = self.x.shape[0], self.x.shape[2]
