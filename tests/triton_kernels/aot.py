@@ -335,19 +335,7 @@ def options_of(kwargs):
 
 
 def label(kernel, case, kwargs):
-    names = (
-        "BLOCK_P",
-        "BLOCK_O",
-        "BLOCK_I",
-        "BLOCK_C",
-        "BLOCK_R",
-        "BLOCK_K",
-        "BLOCK_T",
-        "BLOCK_D",
-        "BLOCK_B",
-        "BLOCK",
-    )
-    blocks = [str(kwargs[k]) for k in names if k in kwargs]
+    blocks = [str(kwargs[k]) for k in (f"BLOCK_{axis}" for axis in "POICRKTDB") if k in kwargs]
     tail = "".join(f" {k[4:].lower()}" for k, v in kwargs.items() if k.startswith("HAS_") and v)
     if "num_stages" in kwargs:
         tail += f" {kwargs['num_warps']} warps {kwargs['num_stages']} stages"
