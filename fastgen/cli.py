@@ -125,6 +125,8 @@ def _train(argv: Sequence[str]) -> None:
             )
         if "conditional" in given or not saved:
             options["classes"] = data.classes if given.get("conditional", True) else None
+    elif given.get("conditional"):
+        raise ValueError(f"fastgen train: --conditional, but {name} takes no labels; leave it out")
     options |= {k: v for k, v in given.items() if k in flags["model"]}
     with torch.random.fork_rng():
         torch.manual_seed(settings.get("seed", 0))

@@ -356,3 +356,11 @@ def test_figures_and_samples_say_what_is_missing(tmp_path, capsys):
     ):
         assert cli.main(line.split()) == 2
         assert named in capsys.readouterr().err
+
+
+def test_levels_outside_and_labels_are_refused():
+    model = Autoencoder(shape=(1, 8, 8), levels=17, latent_dim=2)
+    with pytest.raises(ValueError, match="images must hold levels in 0 .. 16, got 200"):
+        model(torch.full((2, 1, 8, 8), 200))
+    with pytest.raises(ValueError, match="condition must be None"):
+        model.latent(torch.zeros(2, 1, 8, 8).long(), torch.zeros(2).long())

@@ -364,3 +364,22 @@ def test_bad_arguments_are_named(params, x, options, error, words):
     with pytest.raises(error, match=words) as caught:
         fastgen.dmol_nll(params, x, **{"components": 2, **options})
     assert "fastgen.dmol_nll: " in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_memory_formats_that_put_other_axes_last(dtype):
+    # torch's channels-last of (B, H, W, P) puts the height last, that of (B, P, C, H, W) the P
+    cases = [
+        (torch.randn(2, 3, 5, 20), (2, 3, 5, 3), torch.channels_last, {"channels_last": True}),
+        (torch.randn(2, 6, 2, 3, 5), (2, 2, 3, 5), torch.channels_last_3d, {"coupled": False}),
+    ]
+    for params, shape, memory_format, options in cases:
+        x = torch.randint(256, shape)
+        plain = params.to(dtype).requires_grad_()
+        other = params.to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+        want = fastgen.dmol_nll(plain, x, components=2, **options)
+        got = fastgen.dmol_nll(other, x, components=2, **options)
+        assert torch.equal(got, want)
+        (by_plain,) = torch.autograd.grad(want.sum(), plain)
+        (by_other,) = torch.autograd.grad(got.sum(), other)
+        assert torch.equal(by_other, by_plain) and by_other.stride() == other.stride()

@@ -474,3 +474,14 @@ def test_normals_of_a_step_have_the_moments_they_should():
     assert abs(z.mean() - 2) < 4 * 3 / z.numel() ** 0.5
     assert abs(z.std() - 3) < 4 * 3 / (2 * z.numel()) ** 0.5
     torch.testing.assert_close(kl, torch.full((500,), 200 * (4 + 9 - 1 - math.log(9.0))))
+
+
+def test_one_prior_row_beside_a_row_for_each_sample():
+    mu, logvar, rows = (torch.randn(4, 3, dtype=torch.double, requires_grad=True) for _ in range(3))
+    one = torch.zeros((), dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda *a: fastgen.reparam_kl(*a, seed=1), (mu, logvar, one, rows)
+    )
+    _, kl = fastgen.reparam_kl(mu, logvar, one, rows, seed=1)
+    _, same = fastgen.reparam_kl(mu, logvar, one.expand(4, 3), rows, seed=1)
+    assert torch.equal(kl, same)

@@ -96,6 +96,7 @@ class Autoencoder(LatentSpace, ImageModel):
 
     def latent(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
         """`encode`, under the name that `LatentSpace` knows."""
+        self._check_no_condition(condition)
         return self.encode(images)
 
     @torch.no_grad()
@@ -104,7 +105,8 @@ class Autoencoder(LatentSpace, ImageModel):
         if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.latent_dim:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             self._refuse("z", f"must be (B, {self.latent_dim})", got, "pass what encode returned")
-        return self.levelled(self._decoded(z))
+        self._check_no_condition(condition)
+        return self.levelled(self._decoded(z.to(self._dtype())))
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
@@ -139,12 +141,17 @@ class Autoencoder(LatentSpace, ImageModel):
                 self._refuse("images", expected, tuple(images.shape), remedy)
             return images.to(self._dtype())
         self._check_codes(images)
+        self._check_range("images", "levels", images, self.levels)
         return images.to(self._dtype()) / max(self.levels - 1, 1)
 
     def levelled(self, x: Tensor) -> Tensor:
         """Floats on the scale of `scaled` as the nearest levels, int64."""
         top = self.levels - 1
         return (x * top).round().clamp(0, top).long()
+
+    def _check_no_condition(self, condition: Tensor | None) -> None:
+        if condition is not None:
+            self._refuse("condition", "must be None", "labels", "an autoencoder knows no classes")
 
     def _output(self, seen: Tensor, x: Tensor) -> AutoencoderOutput:
         z = self._encoded(seen)

@@ -117,6 +117,9 @@ class ConditionalVAE(VAE):
         joint = torch.stack(each, 1)
         if class_prior is None:
             class_prior = joint.new_ones(self.classes)
+        if not isinstance(class_prior, Tensor):
+            got = type(class_prior).__name__
+            self._refuse("class_prior", "must be a tensor", got, "use torch.tensor(...)", TypeError)
         if tuple(class_prior.shape) != (self.classes,) or not (class_prior > 0).all():
             expected = f"must be {self.classes} positive numbers"
             self._refuse("class_prior", expected, class_prior.tolist(), "leave it out for uniform")

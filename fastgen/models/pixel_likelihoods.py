@@ -69,7 +69,18 @@ class PixelLikelihood(nn.Module):
 
     def log_mass(self, params: Tensor, images: Tensor) -> Tensor:
         self.check_mass()
-        return -self.nll(params, images)
+        return -self.nll(params, self._on_levels(images))
+
+    def _on_levels(self, images):
+        x = self.scaled(images, torch.float64)
+        nearest = self.scaled(self.images(x), torch.float64)
+        if ((x - nearest).abs() > _TOLERANCE).any():
+            raise ValueError(
+                "fastgen.models: the probability of levels needs pixels on these, got floats more "
+                f"than {_TOLERANCE:g} from one; give integer levels, or build the model with "
+                "levels=None for real-valued images"
+            )
+        return nearest
 
 
 class BernoulliPixels(PixelLikelihood):
@@ -146,17 +157,6 @@ class GaussianPixels(PixelLikelihood):
         std = torch.exp(torch.as_tensor(logvar, dtype=mean.dtype, device=mean.device) / 2)
         noise = randn(mean.shape, seed=seed, device=mean.device, dtype=mean.dtype)
         return mean + temperature * std * noise
-
-    def _on_levels(self, images):
-        x = self.scaled(images, torch.float64)
-        nearest = self.scaled(self.images(x), torch.float64)
-        if ((x - nearest).abs() > _TOLERANCE).any():
-            raise ValueError(
-                "fastgen.models: the probability of levels needs pixels on these, got floats more "
-                f"than {_TOLERANCE:g} from one; give integer levels, or build the model with "
-                "levels=None for real-valued images"
-            )
-        return nearest
 
     def _split(self, params):
         if self.kind == "learned":

@@ -11,6 +11,11 @@ def auroc(inliers: Tensor, outliers: Tensor) -> float:
     inliers, outliers: scores (n,), (m,), larger for what is more improbable.
     """
     for name, scores in (("inliers", inliers), ("outliers", outliers)):
+        if not isinstance(scores, Tensor):
+            raise TypeError(
+                f"fastgen.models.scores.auroc: {name} must be a tensor, got "
+                f"{type(scores).__name__}; pass what score() returned"
+            )
         if scores.dim() != 1 or len(scores) == 0 or scores.isnan().any():
             raise ValueError(
                 f"fastgen.models.scores.auroc: {name} must be (n,) with n >= 1 and without NaN, "

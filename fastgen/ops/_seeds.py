@@ -28,18 +28,18 @@ def _(device):
     return torch.empty((), dtype=torch.int64, device=device)
 
 
-def given_seed(op, seed, generator, device, noise=None, noise_name="eps"):
-    """The seed as an int64 tensor () on `device`, or None: then the op draws it itself."""
+def given_seed(op, seed, generator, device, **noise):
+    """The seed as an int64 tensor () on `device`, or None: then the op draws it itself. `noise`, by
+    its name, may be given instead."""
     if seed is None and generator is None:
         return None
-    if sum(source is not None for source in (seed, generator, noise)) > 1:
-        names = ("seed", "generator", noise_name)
-        got = " and ".join(
-            name for name, source in zip(names, (seed, generator, noise), strict=True)
-            if source is not None
-        )  # fmt: skip
-        raise ValueError(f"fastgen.{op}: seed, generator and {noise_name} exclude each other, got "
-                         f"{got}; keep one")  # fmt: skip
+    sources = {"seed": seed, "generator": generator} | noise
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"fastgen.{op}: {', '.join(sources)} exclude each other, got {' and '.join(given)}; "
+            "keep one"
+        )
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(

@@ -70,9 +70,9 @@ def reparam_kl(
     (mu - m)^2 exp(-p))``, in nats; the prior's mean m and log-variance p are 0 unless given.
 
     The noise is not stored: backward makes it again from the seed, or takes it out of z where that
-    loses no digits. ``eps = randn(shape of z, seed=seed)``: the same numbers. Gradients reach mu,
-    logvar and the prior, through z and through the divergence; of eps there are none. z is not to
-    be written in place before backward.
+    costs no more than a few digits. ``eps = randn(shape of z, seed=seed)``: the same numbers.
+    Gradients reach mu, logvar and the prior, through z and through the divergence; of eps there are
+    none. z is not to be written in place before backward.
 
     Args:
         mu: (B, *latent), float32, float64, bfloat16 or float16; halves compute in float32.
@@ -112,7 +112,7 @@ def reparam_kl(
     if prior_mu is not None or prior_logvar is not None or prior_index is not None:
         prior_mu, prior_logvar = _prior(mu, prior_mu, prior_logvar, prior_index)
     if seed is not None or generator is not None:
-        seed = _seeds.given_seed("reparam_kl", seed, generator, mu.device, eps)
+        seed = _seeds.given_seed("reparam_kl", seed, generator, mu.device, eps=eps)
     if eps is not None:
         eps = _checked_eps(eps, mu, samples)
     z, kl, _ = OP(

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from fastgen.reference.memory_format import in_format_of
 from fastgen.reference.per_sample import per_sample, spread
 
 
@@ -31,6 +32,8 @@ def bernoulli_nll(logits, target):
 def bernoulli_nll_backward(grad_nll, logits, target, needs):
     x, y = logits.double(), _target(target)
     g = spread(grad_nll, x)
-    by_logits = (g * (torch.sigmoid(x) - y)).to(logits.dtype) if needs[0] else logits.new_empty(0)
-    by_target = (g * -x).to(target.dtype) if needs[1] else logits.new_empty(0)
-    return by_logits, by_target
+    nothing = logits.new_empty(0)
+    return (
+        in_format_of(g * (torch.sigmoid(x) - y), logits) if needs[0] else nothing,
+        in_format_of(g * -x, target) if needs[1] else nothing,
+    )

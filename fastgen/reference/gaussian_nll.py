@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from fastgen.reference.memory_format import in_format_of
 from fastgen.reference.per_sample import per_sample, spread
 
 
@@ -34,9 +35,9 @@ def gaussian_nll_backward(grad_nll, mean, target, logvar, fixed_logvar, needs):
     if needs[2]:
         by_logvar = 0.5 * g * (1 - _product(r * r, w))
         by_logvar = by_logvar.sum().view(logvar.shape) if logvar.numel() == 1 else by_logvar
-        by_logvar = by_logvar.to(logvar.dtype)
+        by_logvar = in_format_of(by_logvar, logvar)
     return (
-        (-by_target).to(mean.dtype) if needs[0] else nothing,
-        by_target.to(target.dtype) if needs[1] else nothing,
+        in_format_of(-by_target, mean) if needs[0] else nothing,
+        in_format_of(by_target, target) if needs[1] else nothing,
         by_logvar,
     )
