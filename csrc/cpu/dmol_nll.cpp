@@ -15,7 +15,7 @@ namespace {
 // nearly twice as long: then every other line was awaited.
 constexpr int kVectors = 8;
 template <class T>
-constexpr int kBlockPixels = kVectors*(kVectorBytes / sizeof(T));
+constexpr int kBlockPixels = kVectors * (kVectorBytes / sizeof(T));
 
 // From one channel to the next in scratch: a multiple of 512 bytes would use an eighth of the
 // cache.

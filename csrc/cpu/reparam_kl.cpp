@@ -90,23 +90,22 @@ template <class T, bool kPrior, bool kPlain>
 FASTGEN_INLINE Vec<T> forward_span(const Span<T> span, const T* eps,
                                    const LatentSettings<T>& settings, T* z) {
   Vec<T> total{};
-  for_each_step<T>(
-      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
-        const LatentInputs<T> in = span.template load<kPrior>(i, step);
-        const Latent<T, kPrior, kPlain> latent(in, settings);
-        const Vec<T> noise = step.load(eps + i);
-        Results<T> results{in.mu + latent.std * noise, latent.twice_kl};
-        if constexpr (!kPlain) {
-          const Vec<T> least = broadcast<T>(2 * settings.least);
-          if (settings.free > 0) results.second = results.second < least ? least : results.second;
-        }
-        if (__builtin_expect(latent.usual != kAllLanes<T>, 0)) {
-          results = careful_forward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, noise, kPrior,
-                                       settings, latent.usual, results.first, results.second);
-        }
-        step.store(results.first, z + i);
-        total += step.or_zero(results.second);
-      });
+  for_each_step<T>(span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+    const LatentInputs<T> in = span.template load<kPrior>(i, step);
+    const Latent<T, kPrior, kPlain> latent(in, settings);
+    const Vec<T> noise = step.load(eps + i);
+    Results<T> results{in.mu + latent.std * noise, latent.twice_kl};
+    if constexpr (!kPlain) {
+      const Vec<T> least = broadcast<T>(2 * settings.least);
+      if (settings.free > 0) results.second = results.second < least ? least : results.second;
+    }
+    if (__builtin_expect(latent.usual != kAllLanes<T>, 0)) {
+      results = careful_forward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, noise, kPrior,
+                                   settings, latent.usual, results.first, results.second);
+    }
+    step.store(results.first, z + i);
+    total += step.or_zero(results.second);
+  });
   return total;
 }
 
@@ -150,43 +149,41 @@ FASTGEN_INLINE void backward_span(const Span<T> span, const Upstream<T> upstream
   const Vec<T> k = broadcast<T>(upstream.kl);
   const uint32_t finite_k = lanes_below<T>(k, T(INFINITY));
   const T* eps = nullptr;
-  for_each_step<T>(
-      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
-        const LatentInputs<T> in = span.template load<kPrior>(i, step);
-        const Latent<T, kPrior, kPlain> latent(in, settings);
-        const Vec<T> g = step.load(upstream.z + i);
-        uint32_t usual = latent.usual & finite_k & lanes_below<T>(g, T(INFINITY));
-        Vec<T> eps_product{}, through;
-        if constexpr (kFromZ) {
-          through = g * (step.load(upstream.drawn + i) - in.mu);
-          const BitVec<T> near = absolute<T>(in.mu) < latent.std * T(kFarMean);
-          if ((lane_bits<T>(near) & usual) != kAllLanes<T>) {  // near: mu is finite too
-            usual &= lanes_below<T>(in.mu, T(INFINITY));
-            if (eps == nullptr) eps = stream.read(upstream.first, span.count);
-            eps_product = product_or_zero<T>(g, step.load(eps + i));
-            through = near ? through : eps_product * latent.std;
-          }
-        } else {
-          usual &= lanes_below<T>(in.mu, T(INFINITY));
-          eps_product = step.load(upstream.eps_product + i);
-          through = eps_product * latent.std;
-        }
-        Vec<T> wanted = k;
-        if constexpr (!kPlain) {
-          if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
-        }
-        Results<T> results{
-            g + wanted * latent.over_variance,
-            (through + wanted * latent.expm1) * half_slope<T, kPlain>(in.raw, settings)};
-        if constexpr (!kPlain) results.second = latent.clamped_away ? Vec<T>{} : results.second;
-        if (__builtin_expect(usual != kAllLanes<T>, 0)) {
-          results = careful_backward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, g, eps_product,
-                                        upstream.kl, kPrior, settings, usual, results.first,
-                                        results.second);
-        }
-        if (grad_mu != nullptr) step.store(results.first, grad_mu + i);
-        if (grad_raw != nullptr) step.store(results.second, grad_raw + i);
-      });
+  for_each_step<T>(span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+    const LatentInputs<T> in = span.template load<kPrior>(i, step);
+    const Latent<T, kPrior, kPlain> latent(in, settings);
+    const Vec<T> g = step.load(upstream.z + i);
+    uint32_t usual = latent.usual & finite_k & lanes_below<T>(g, T(INFINITY));
+    Vec<T> eps_product{}, through;
+    if constexpr (kFromZ) {
+      through = g * (step.load(upstream.drawn + i) - in.mu);
+      const BitVec<T> near = absolute<T>(in.mu) < latent.std * T(kFarMean);
+      if ((lane_bits<T>(near) & usual) != kAllLanes<T>) {  // near: mu is finite too
+        usual &= lanes_below<T>(in.mu, T(INFINITY));
+        if (eps == nullptr) eps = stream.read(upstream.first, span.count);
+        eps_product = product_or_zero<T>(g, step.load(eps + i));
+        through = near ? through : eps_product * latent.std;
+      }
+    } else {
+      usual &= lanes_below<T>(in.mu, T(INFINITY));
+      eps_product = step.load(upstream.eps_product + i);
+      through = eps_product * latent.std;
+    }
+    Vec<T> wanted = k;
+    if constexpr (!kPlain) {
+      if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
+    }
+    Results<T> results{g + wanted * latent.over_variance,
+                       (through + wanted * latent.expm1) * half_slope<T, kPlain>(in.raw, settings)};
+    if constexpr (!kPlain) results.second = latent.clamped_away ? Vec<T>{} : results.second;
+    if (__builtin_expect(usual != kAllLanes<T>, 0)) {
+      results =
+          careful_backward<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, g, eps_product, upstream.kl,
+                              kPrior, settings, usual, results.first, results.second);
+    }
+    if (grad_mu != nullptr) step.store(results.first, grad_mu + i);
+    if (grad_raw != nullptr) step.store(results.second, grad_raw + i);
+  });
 }
 
 template <class T>
@@ -213,26 +210,25 @@ void prior_span(const Span<T> span, T k_of_sample, const LatentSettings<T>& sett
                 T* sum_raw) {
   const Vec<T> k = broadcast<T>(k_of_sample);
   const uint32_t finite_k = lanes_below<T>(k, T(INFINITY));
-  for_each_step<T>(
-      span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
-        const LatentInputs<T> in = span.template load<true>(i, step);
-        const Latent<T, true, kPlain> latent(in, settings);
-        const uint32_t usual = latent.usual & finite_k & lanes_below<T>(in.mu, T(INFINITY)) &
-                               lanes_below<T>(latent.squares, T(INFINITY));
-        Vec<T> wanted = k;
-        if constexpr (!kPlain) {
-          if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
-        }
-        Results<T> results{-(wanted * latent.over_variance),
-                           -(wanted * (latent.expm1 + latent.squares) *
-                             half_slope<T, kPlain>(in.prior_raw, settings))};
-        if (__builtin_expect(usual != kAllLanes<T>, 0)) {
-          results = careful_prior<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, k_of_sample,
-                                     settings, usual, results.first, results.second);
-        }
-        store_vector<T>(load_vector<T>(sum_mu + i) + results.first, sum_mu + i);
-        store_vector<T>(load_vector<T>(sum_raw + i) + results.second, sum_raw + i);
-      });
+  for_each_step<T>(span.count, [&](int64_t i, auto step) __attribute__((always_inline)) {
+    const LatentInputs<T> in = span.template load<true>(i, step);
+    const Latent<T, true, kPlain> latent(in, settings);
+    const uint32_t usual = latent.usual & finite_k & lanes_below<T>(in.mu, T(INFINITY)) &
+                           lanes_below<T>(latent.squares, T(INFINITY));
+    Vec<T> wanted = k;
+    if constexpr (!kPlain) {
+      if (settings.free > 0) wanted = latent.twice_kl < 2 * settings.least ? Vec<T>{} : k;
+    }
+    Results<T> results{-(wanted * latent.over_variance),
+                       -(wanted * (latent.expm1 + latent.squares) *
+                         half_slope<T, kPlain>(in.prior_raw, settings))};
+    if (__builtin_expect(usual != kAllLanes<T>, 0)) {
+      results = careful_prior<T>(in.mu, in.raw, in.prior_mu, in.prior_raw, k_of_sample, settings,
+                                 usual, results.first, results.second);
+    }
+    store_vector<T>(load_vector<T>(sum_mu + i) + results.first, sum_mu + i);
+    store_vector<T>(load_vector<T>(sum_raw + i) + results.second, sum_raw + i);
+  });
 }
 
 // `count` values in arithmetic type: where they are, or converted into scratch.
