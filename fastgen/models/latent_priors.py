@@ -6,7 +6,7 @@ posterior is from them.
     draw(noise, labels, temperature) -> z    noise: standard normal numbers (B, D)
     kl_of_each(mu, logvar, labels) -> nats (B, D)
 
-Labels are int64 (B,); where there are no classes, zeros.
+Labels are int64 (B,); where there are no classes, zeros. Halves are computed with in float32.
 """
 
 import math
@@ -17,8 +17,14 @@ from torch import Tensor, nn
 _LOG_2PI = math.log(2 * math.pi)
 
 
+def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each in at least float32."""
+    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+
+
 def gaussian_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(z; mu, exp(logvar)) of each element."""
+    z, mu, logvar = widened(z, mu, logvar)
     return -0.5 * (_LOG_2PI + logvar + (z - mu).square() * torch.exp(-logvar))
 
 
@@ -42,7 +48,7 @@ class StandardNormal(nn.Module):
         return mu + temperature * torch.exp(logvar / 2) * noise
 
     def kl_of_each(self, mu: Tensor, logvar: Tensor, labels: Tensor) -> Tensor:
-        m, p = self._moments(labels)
+        mu, logvar, m, p = widened(mu, logvar, *self._moments(labels))
         d = logvar - p
         return 0.5 * (torch.expm1(d) - d + (mu - m).square() * torch.exp(-p))
 
@@ -90,7 +96,7 @@ class Laplace(nn.Module):
         return ()
 
     def log_prob(self, z, labels):
-        return -z.abs() - math.log(2)
+        return -widened(z)[0].abs() - math.log(2)
 
     def draw(self, noise, labels, temperature):
         # through the distribution functions, by the tail, which keeps its digits
@@ -98,6 +104,7 @@ class Laplace(nn.Module):
         return temperature * noise.sign() * size
 
     def kl_of_each(self, mu, logvar, labels):
+        mu, logvar = widened(mu, logvar)
         std = torch.exp(logvar / 2)
         ratio = mu / std
         mean_size = std * math.sqrt(2 / math.pi) * torch.exp(-ratio.square() / 2)

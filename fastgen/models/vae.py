@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastgen.models.encoder_decoder import EncoderDecoder
 from fastgen.models.evidence import ACTIVE, Evidence
 from fastgen.models.image_nets import Net
-from fastgen.models.latent_priors import Laplace, StandardNormal, gaussian_log_prob
+from fastgen.models.latent_priors import Laplace, StandardNormal, gaussian_log_prob, widened
 from fastgen.models.latent_space import LatentSpace
 from fastgen.models.pixel_likelihoods import GaussianPixels, PixelLikelihood
 from fastgen.ops.philox_normal import randn
@@ -202,14 +202,14 @@ class VAE(LatentSpace, EncoderDecoder):
         """
         self._check_int("samples", samples, "more are a tighter bound")
         labels = self._checked(images, condition)
-        mu, logvar = self.encode(images, condition)
+        mu, logvar = widened(*self.encode(images, condition))
         seed, weights = seed_of(seed, None, None), []
         for draw in range(samples):
             eps = self._noise(mu.shape, seed + draw * _STREAM, mu)
             z = mu + torch.exp(logvar / 2) * eps
             log_q = -0.5 * (math.log(2 * math.pi) + logvar + eps.square())
             log_ratio = (self.prior.log_prob(z, labels) - log_q).sum(1)
-            params = self._params(z, labels)
+            params = self._params(z.to(self._dtype()), labels)
             likely = self._log_likelihood(params, images)
             weights.append(likely + log_ratio)
         return torch.logsumexp(torch.stack(weights), 0) - math.log(samples)

@@ -12,7 +12,7 @@ def _terms(mean, target, logvar, fixed_logvar):
     if logvar is None:
         wide = torch.full_like(mean, fixed_logvar, dtype=torch.float64)
     else:
-        wide = logvar.double().expand(mean.shape)
+        wide = (logvar.reshape(()) if logvar.numel() == 1 else logvar).double().expand(mean.shape)
     return target.double() - mean.double(), wide, torch.exp(-wide)
 
 
