@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <tuple>
 
+#include "of_dtype.h"
 #include "sample_rows.h"
 
 namespace fastgen {
@@ -50,20 +51,7 @@ BernoulliArgs arguments(const Operands& in) {
 }
 
 const BernoulliKernels::PerType& kernels_of(const Tensor& logits) {
-  const BernoulliKernels& kernels = FASTGEN_KERNELS(bernoulli_nll);
-  switch (logits.scalar_type()) {
-    case at::kFloat:
-      return kernels.float32;
-    case at::kDouble:
-      return kernels.float64;
-    case at::kBFloat16:
-      return kernels.bfloat16;
-    case at::kHalf:
-      return kernels.float16;
-    default:
-      TORCH_CHECK_TYPE(false, "fastgen.bernoulli_nll: logits must be floating point, got ",
-                       logits.scalar_type());
-  }
+  return of_dtype(FASTGEN_KERNELS(bernoulli_nll), logits, "bernoulli_nll", "logits");
 }
 
 [[noreturn]] void refuse_target(const Tensor& target) {

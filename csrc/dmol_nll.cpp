@@ -11,6 +11,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "of_dtype.h"
+
 namespace fastgen {
 namespace {
 
@@ -140,20 +142,7 @@ DmolArgs arguments(const Operands& in, std::atomic<bool>* outside) {
 }
 
 const DmolKernels::PerType& kernels_of(const Tensor& params) {
-  const DmolKernels& kernels = FASTGEN_KERNELS(dmol_nll);
-  switch (params.scalar_type()) {
-    case at::kFloat:
-      return kernels.float32;
-    case at::kDouble:
-      return kernels.float64;
-    case at::kBFloat16:
-      return kernels.bfloat16;
-    case at::kHalf:
-      return kernels.float16;
-    default:
-      TORCH_CHECK_TYPE(false, "fastgen.dmol_nll: params must be floating point, got ",
-                       params.scalar_type());
-  }
+  return of_dtype(FASTGEN_KERNELS(dmol_nll), params, "dmol_nll", "params");
 }
 
 // The first pixel that is none of the levels, in the order of (B, C, H, W).

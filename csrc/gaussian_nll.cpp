@@ -8,6 +8,7 @@
 #include <optional>
 #include <tuple>
 
+#include "of_dtype.h"
 #include "sample_rows.h"
 
 namespace fastgen {
@@ -65,20 +66,7 @@ GaussianArgs arguments(const Operands& in) {
 }
 
 const GaussianKernels::PerType& kernels_of(const Tensor& mean) {
-  const GaussianKernels& kernels = FASTGEN_KERNELS(gaussian_nll);
-  switch (mean.scalar_type()) {
-    case at::kFloat:
-      return kernels.float32;
-    case at::kDouble:
-      return kernels.float64;
-    case at::kBFloat16:
-      return kernels.bfloat16;
-    case at::kHalf:
-      return kernels.float16;
-    default:
-      TORCH_CHECK_TYPE(false, "fastgen.gaussian_nll: mean must be floating point, got ",
-                       mean.scalar_type());
-  }
+  return of_dtype(FASTGEN_KERNELS(gaussian_nll), mean, "gaussian_nll", "mean");
 }
 
 Tensor empty_sums(const Operands& in, const GaussianArgs& args) {

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "of_dtype.h"
+
 namespace fastgen {
 namespace {
 
@@ -17,20 +19,7 @@ constexpr int64_t kGrain = 8192;  // values a thread should have
 constexpr int64_t kPiece = 1024;  // values held in float64 at a time, unless a code has more
 
 const VqEmaUpdateKernels::PerType& kernels_of(const Tensor& t) {
-  const VqEmaUpdateKernels& kernels = FASTGEN_KERNELS(vq_ema_update_);
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return kernels.float32;
-    case at::kDouble:
-      return kernels.float64;
-    case at::kBFloat16:
-      return kernels.bfloat16;
-    case at::kHalf:
-      return kernels.float16;
-    default:
-      TORCH_CHECK_TYPE(false, "fastgen.vq_ema_update_: tensors must be floating point, got ",
-                       t.scalar_type());
-  }
+  return of_dtype(FASTGEN_KERNELS(vq_ema_update_), t, "vq_ema_update_", "tensors");
 }
 
 // What the codes of a head are divided by, and the new cluster sizes; false if no row came.
