@@ -132,8 +132,8 @@ def test_same_bits_for_any_thread_count_and_batch_split(threads, mode):
     assert all(torch.equal(a, b) for a, b in zip(grads, same, strict=True))
     for i in range(4):
         one = slice(i, i + 1)
-        l = logvar[one] if mode == "full" else logvar  # noqa: E741
-        part, by = with_gradients(fastgen.gaussian_nll, mean[one], target[one], l, grad[one])
+        own = logvar[one] if mode == "full" else logvar
+        part, by = with_gradients(fastgen.gaussian_nll, mean[one], target[one], own, grad[one])
         assert torch.equal(part, nll[one]) and torch.equal(by[0], grads[0][one])
 
 

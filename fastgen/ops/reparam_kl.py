@@ -177,7 +177,8 @@ def _prior(mu, prior_mu, prior_logvar, prior_index):
     given = {"prior_mu": prior_mu, "prior_logvar": prior_logvar}
     for name, value in given.items():
         if value is None:
-            _refuse(name, "must come with its other half", "None", "give both, or neither")
+            beside = "with prior_index" if prior_index is not None else "with its other half"
+            _refuse(name, f"must come {beside}", "None", "give prior_mu and prior_logvar both")
         _checks.float_tensor("reparam_kl", name, value)
     if _checks.autocast_dtype(mu) is not None:
         prior_mu, prior_logvar = prior_mu.to(mu.dtype), prior_logvar.to(mu.dtype)
