@@ -65,6 +65,11 @@ def _difference(a, b):
     return torch.where(a == b, 0, a - b)
 
 
+def _product(a, b):
+    """a b, and 0 wherever one is 0."""
+    return torch.where(b == 0, 0, zero_product(a, b))
+
+
 def _kl_terms(mu, logvar, prior_mu, prior_logvar, prior_index, parametrization):
     """(D, expm1(D), r, 1/variance of the prior): KL = (expm1(D) - D + r^2 w) / 2."""
     if prior_mu is None:
@@ -76,7 +81,7 @@ def _kl_terms(mu, logvar, prior_mu, prior_logvar, prior_index, parametrization):
 
 
 def _kl(d, e, r, w):
-    value = 0.5 * (e - d + zero_product(r * r, w))
+    value = 0.5 * (e - d + _product(r * r, w))
     return torch.where(d == torch.inf, torch.inf, value)  # infinity less infinity
 
 
@@ -100,7 +105,7 @@ def reparam_kl(
     mean = mu.double()
     wide = _clamped(log_variance(logvar.double(), parametrization), clamp_low, clamp_high)
     noise = _eps(eps, used_seed, mean, samples)
-    z = mean + zero_product(torch.exp(wide / 2), noise)
+    z = mean + _product(torch.exp(wide / 2), noise)
     kl = _kl(*_kl_terms(mean, wide, prior_mu, prior_logvar, prior_index, parametrization))
     if free_bits > 0:
         kl = torch.where(kl < free_bits, free_bits, kl)
@@ -121,14 +126,12 @@ def reparam_kl_backward(
         k = k + spread(grad_kl, mean)
         if free_bits > 0:
             k = torch.where(_kl(d, e, r, w) < free_bits, 0, k)
-    by_mu, by_logvar = zero_product(k, zero_product(r, w)), zero_product(k, e) / 2
+    by_mu, by_logvar = _product(k, _product(r, w)), _product(k, e) / 2
     by_prior_mu = -by_mu
-    by_prior_logvar = -0.5 * zero_product(k, e + zero_product(r * r, w))
+    by_prior_logvar = -0.5 * _product(k, e + _product(r * r, w))
     if grad_z is not None:
         g = grad_z.double()
-        through = zero_product(
-            g, zero_product(_eps(eps, used_seed, mean, samples), torch.exp(wide / 2))
-        )
+        through = _product(g, _product(_eps(eps, used_seed, mean, samples), torch.exp(wide / 2)))
         if samples > 1:
             g, through = g.sum(0), through.sum(0)
         by_mu, by_logvar = by_mu + g, by_logvar + through / 2
@@ -136,14 +139,14 @@ def reparam_kl_backward(
         by_logvar = torch.where(unclamped < clamp_low, 0, by_logvar)
     if clamp_high is not None:
         by_logvar = torch.where(unclamped > clamp_high, 0, by_logvar)
-    by_logvar = zero_product(by_logvar, log_variance_slope(raw, parametrization))
+    by_logvar = _product(by_logvar, log_variance_slope(raw, parametrization))
     nothing = mu.new_empty(0)
     return (
         in_format_of(by_mu, mu) if needs[0] else nothing,
         in_format_of(by_logvar, logvar) if needs[1] else nothing,
         _summed_to(by_prior_mu, prior_mu, prior_index) if needs[2] else nothing,
         _summed_to(
-            zero_product(by_prior_logvar, log_variance_slope(
+            _product(by_prior_logvar, log_variance_slope(
                 _prior_rows(prior_logvar, prior_index, mean), parametrization)),
             prior_logvar, prior_index,
         ) if needs[3] else nothing,

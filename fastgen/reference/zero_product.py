@@ -4,5 +4,5 @@ import torch
 
 
 def zero_product(a, b):
-    """a b, and 0 wherever one is 0: what weighs nothing costs nothing."""
-    return torch.where((a == 0) | (b == 0), 0, a * b)
+    """a b, and 0 wherever a is 0: a sure and right answer costs nothing."""
+    return torch.where(a == 0, 0, a * b)
