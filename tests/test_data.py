@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastgen import data
-from fastgen.data import builtin
+from fastgen.data import builtin, rings
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -71,7 +71,7 @@ def test_digits_split_loses_and_repeats_nothing():
     assert every_image(data.load("digits")) == whole
 
 
-@pytest.mark.parametrize("spec", ["digits", "patches8"])
+@pytest.mark.parametrize("spec", ["digits", "patches8", "rings"])
 def test_seed_decides_the_split(spec):
     first, again, other = (data.load(spec, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.train.images, again.train.images)
@@ -112,6 +112,22 @@ def test_no_training_patch_touches_the_test_strip(monkeypatch):
         ]
         assert max(seen[0]) < 160 <= min(seen[1])
         assert len(seen[0]) == 160 and len(seen[1]) == 40  # all of either side is used
+
+
+def test_rings_are_eight_gaussians_each_with_its_label():
+    dataset = data.load("rings")
+    assert (dataset.shape, dataset.levels, dataset.classes) == ((1, 1, 2), 256, 8)
+    assert (len(dataset.train), len(dataset.test)) == rings.COUNTS
+    for split in (dataset.train, dataset.test):
+        assert split.labels.bincount().tolist() == [len(split) // 8] * 8
+        places, centres = rings.places(split.images), rings.centres()
+        assert torch.equal(torch.cdist(places, centres).argmin(1), split.labels)
+        off = places - centres[split.labels]
+        assert off.mean(0).abs().max() < 4 * rings.SIGMA / len(split) ** 0.5
+        # and the twelfth of a level's square that rounding adds
+        expected = (rings.SIGMA**2 + (2 / 255) ** 2 / 12) ** 0.5
+        assert off.std(0).sub(expected).abs().max() < 0.05 * rings.SIGMA
+    assert rings.centres()[2].allclose(torch.tensor([0, rings.RADIUS], dtype=torch.float64))
 
 
 def test_patches_are_distinct():
@@ -339,7 +355,7 @@ def test_folder_without_images_says_what_it_looked_for(tmp_path):
 
 def test_unknown_path_lists_what_is_known():
     with pytest.raises(
-        FileNotFoundError, match="digits, patches, patches8 or an existing.*'digit'"
+        FileNotFoundError, match="digits, patches, patches8, rings or an existing.*'digit'"
     ):
         data.load("digit")
     with pytest.raises(TypeError, match="spec must be a name or a path, got int"):
@@ -361,6 +377,9 @@ def test_unknown_path_lists_what_is_known():
         ("digits", {"seed": -1}, ValueError, "seed must be in 0"),
         ("patches", {"size": 128, "test_fraction": 0.1}, ValueError, "size must fit into 427x64"),
         ("patches", {"crop": True}, ValueError, "leave crop out"),
+        ("rings", {"size": 8}, ValueError, "size must be 1x2 for rings.*leave size out"),
+        ("rings", {"levels": 16}, ValueError, "levels must be 256 for rings, got 16; leave"),
+        ("rings", {"test_fraction": 0.5}, ValueError, "0.5 for rings, which has 2000; leave"),
     ],
 )
 def test_impossible_arguments_are_refused(spec, options, error, message):

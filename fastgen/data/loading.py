@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastgen.data import builtin, files, folder
+from fastgen.data import builtin, files, folder, rings
 from fastgen.data.dataset import MOST_CLASSES, Dataset, Split
 from fastgen.data.pixels import Pixels, to_grey, to_levels, to_size
 
 _PATCHES = {"patches": 32, "patches8": 8}
-_NAMES = ("digits", *_PATCHES)
+_NAMES = ("digits", *_PATCHES, "rings")
 _TEST_FRACTION = 0.2
 _MOST_SIDE = 8192
 
@@ -29,10 +29,12 @@ def load(
     """Reads images as codes, with a held-out test split. The same arguments give the same data.
 
     spec: "digits" (1797 handwritten digits, 8x8, 17 levels), "patches" (32x32 colour crops of
-        the photographs scikit-learn ships), "patches8" (8x8 crops), or a path: a folder or file
-        of IDX (.gz) as MNIST has it, .npz with images and labels (x_train, y_train, x_test,
-        y_test; train_images, ...; images, labels), .npy, or a folder of images (labels from its
-        subfolders, splits from train/ and test/). Write "./digits" for a file of such a name.
+        the photographs scikit-learn ships), "patches8" (8x8 crops), "rings" (points of eight
+        Gaussians on a ring, as images of two values, 256 levels of [-1, 1]; labels count the
+        Gaussians), or a path: a folder or file of IDX (.gz) as MNIST has it, .npz with images
+        and labels (x_train, y_train, x_test, y_test; train_images, ...; images, labels), .npy,
+        or a folder of images (labels from its subfolders, splits from train/ and test/). Write
+        "./digits" for a file of such a name.
     size: side or (height, width) of the images; patches are cut in this size, others resized.
     crop: cut the centre to the wanted shape before resizing, where it would be stretched.
     grey: turn colours into grey (ITU-R BT.601).
@@ -41,7 +43,7 @@ def load(
         0..levels - 1.
     test_fraction: share of each class held out for the test (default 0.2; of patches, the share
         of each photograph's width). Only for data that has no test images of its own.
-    seed: of the split and of the patches' places, 0..2**32 - 1.
+    seed: of the split, of the patches' places and of the rings' points, 0..2**32 - 1.
 
     Raises FileNotFoundError for an unknown spec, ValueError or TypeError for arguments and files
     that do not fit (truncated, lying about their size, of several image sizes, labels that do
@@ -61,6 +63,8 @@ def load(
         side = _PATCHES[spec]
         size = size or (side, side)
         train, test = builtin.patches(size, test_fraction or _TEST_FRACTION, seed)
+    elif spec == "rings":
+        train, test = rings.rings(seed)
     else:
         path = _checked_path(spec)
         name = path.resolve().name
@@ -68,11 +72,11 @@ def load(
             train, test, label_names = folder.read(path, size, crop, grey)
         else:
             train, test = files.read(path, levels)
-        if test is not None and test_fraction is not None:
-            raise ValueError(
-                f"fastgen.data: test_fraction is for data without test images, got "
-                f"{test_fraction} for {path}, which has {len(test.images)}; leave it out"
-            )
+    if test is not None and test_fraction is not None and spec not in _PATCHES:
+        raise ValueError(
+            f"fastgen.data: test_fraction is for data without test images, got "
+            f"{test_fraction} for {spec}, which has {len(test.images)}; leave it out"
+        )
     given = [side for side in (train, test) if side is not None]
     sides = [_prepared(side, size, crop, grey, levels, name) for side in given]
     if len(sides) == 1:

@@ -1,7 +1,36 @@
-"""How well scores tell improbable images apart."""
+"""How well scores tell improbable images apart, and how varied samples are."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastgen.ops.vq_nearest import vq_nearest
+
+_REACH = 3  # standard deviations within which a point belongs to a mode
+_LEAST = 0.01  # share of the points that makes a mode covered
+
+
+class ModeCoverage(NamedTuple):
+    """modes: how many are covered. share: of the points that belong to a mode at all."""
+
+    modes: int
+    share: float
+
+
+class Nearest(NamedTuple):
+    """distance: float64 (N,), to the nearest image. index: int64 (N,), which one that is."""
+
+    distance: Tensor
+    index: Tensor
+
+
+class Diversity(NamedTuple):
+    """spread: 1 for samples as varied as the data, 0 for a single one repeated. nearness: 0.5 for
+    samples as far from the training images as test images are, 1 for copies of these."""
+
+    spread: float
+    nearness: float
 
 
 def auroc(inliers: Tensor, outliers: Tensor) -> float:
@@ -25,3 +54,74 @@ def auroc(inliers: Tensor, outliers: Tensor) -> float:
     below = torch.searchsorted(ordered, outliers)
     not_above = torch.searchsorted(ordered, outliers, right=True)
     return ((below + not_above).double().mean() / (2 * len(ordered))).item()
+
+
+def mode_coverage(points: Tensor, centres: Tensor, sigma: float) -> ModeCoverage:
+    """How many modes of a mixture of Gaussians of one width have samples: a mode is covered that
+    at least 1 % of the points lie within 3 sigma of.
+
+    points: (N, D), N >= 1; one that is not finite belongs to no mode. centres: (K, D).
+    """
+    points, centres = (t.detach().cpu().double() for t in (points, centres))
+    if points.dim() != 2 or not len(points) or points.shape[1:] != centres.shape[1:]:
+        raise ValueError(
+            f"fastgen.models.scores.mode_coverage: points must be (N, D) and centres (K, D), got "
+            f"{tuple(points.shape)} and {tuple(centres.shape)}; give at least one point"
+        )
+    belongs = torch.cdist(points, centres) <= _REACH * sigma
+    modes = (belongs.double().mean(0) >= _LEAST).sum()
+    return ModeCoverage(int(modes), belongs.any(1).double().mean().item())
+
+
+def nearest_distances(samples: Tensor, images: Tensor) -> Nearest:
+    """The exact Euclidean distance of each sample to the nearest of the images, and which one that
+    is; without a matrix of distances.
+
+    samples, images: codes or floats (N, ...), (M, ...) of one shape beyond the first axis.
+    """
+    if samples.shape[1:] != images.shape[1:] or not len(images):
+        raise ValueError(
+            f"fastgen.models.scores.nearest_distances: images must be (M, "
+            f"{', '.join(map(str, samples.shape[1:]))}) with M >= 1, got {tuple(images.shape)}; "
+            "compare images of one shape"
+        )
+    samples, images = (_rows(t) for t in (samples, images))
+    index = vq_nearest(samples, images)
+    return Nearest((samples - images[index]).double().square().sum(1).sqrt(), index)
+
+
+def diversity(samples: Tensor, train: Tensor, test: Tensor) -> Diversity:
+    """How varied samples are, and whether they are copies, by distances to nearest neighbours.
+
+    1. spread: each sample's distance to the nearest sample of the other half (halves are every
+       second one), the mean, over the same of as many test images.
+    2. nearness: the probability that a sample is nearer to the training images than a test image
+       is, ties counted half.
+
+    What is far from any image has a large spread and a nearness of 0: both should be about those
+    of the data.
+
+    samples, train, test: codes or floats (N, ...), at least 4 samples and test images; beyond their
+        shorter list, samples and test images are left out.
+    """
+    count = min(len(samples), len(test))
+    if count < 4:
+        raise ValueError(
+            f"fastgen.models.scores.diversity: samples and test must be at least 4 images, got "
+            f"{len(samples)} and {len(test)}; give more"
+        )
+    samples, test = samples[:count], test[:count]
+    apart = _distances_between_halves(samples) / _distances_between_halves(test)
+    nearest = [nearest_distances(images, train).distance for images in (samples, test)]
+    return Diversity(apart, auroc(*nearest))
+
+
+def _distances_between_halves(images: Tensor) -> float:
+    even, odd = images[::2], images[1::2]
+    there, back = nearest_distances(even, odd), nearest_distances(odd, even)
+    return torch.cat([there.distance, back.distance]).mean().item()
+
+
+def _rows(images: Tensor) -> Tensor:
+    images = images.detach().flatten(1)
+    return images if images.dtype == torch.float64 else images.float()
