@@ -4,9 +4,12 @@ import importlib as _importlib
 
 from fastgen import _backends
 from fastgen._backends import backends, use_backend
+from fastgen.ops.adam_clip_ import adam_clip_
 from fastgen.ops.add_noise import add_noise
 from fastgen.ops.bernoulli_nll import bernoulli_nll
+from fastgen.ops.clip_weights_ import clip_weights_
 from fastgen.ops.dmol_nll import dmol_nll
+from fastgen.ops.ema_update_ import ema_update_
 from fastgen.ops.gated_activation import gated_activation
 from fastgen.ops.gated_masked_conv2d import gated_masked_conv2d
 from fastgen.ops.gaussian_nll import gaussian_nll
@@ -14,6 +17,7 @@ from fastgen.ops.masked_conv2d import TapPlan, masked_conv2d
 from fastgen.ops.philox_normal import philox_normal, randn
 from fastgen.ops.philox_uniform import philox_uniform, rand
 from fastgen.ops.reparam_kl import reparam_kl
+from fastgen.ops.rmsprop_clip_ import rmsprop_clip_
 from fastgen.ops.vq_ema_update_ import vq_ema_update_
 from fastgen.ops.vq_nearest import vq_nearest
 from fastgen.ops.vq_quantize import vq_codebook_loss, vq_quantize
@@ -25,12 +29,15 @@ __all__ = [
     "NotCausalError",
     "TapPlan",
     "UnsupportedModelError",
+    "adam_clip_",
     "add_noise",
     "backends",
     "bernoulli_nll",
     "check_causal",
+    "clip_weights_",
     "compile_sampler",
     "dmol_nll",
+    "ema_update_",
     "gated_activation",
     "gated_masked_conv2d",
     "gaussian_nll",
@@ -40,6 +47,7 @@ __all__ = [
     "rand",
     "randn",
     "reparam_kl",
+    "rmsprop_clip_",
     "use_backend",
     "vq_codebook_loss",
     "vq_ema_update_",
@@ -54,6 +62,7 @@ _SUBPACKAGES = (
     "likelihoods",
     "models",
     "nn",
+    "optim",
     "sampling",
     "train",
 )

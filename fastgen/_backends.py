@@ -192,12 +192,17 @@ def self_test(name, device):
     arguments, again = _ops[name].example(device), _ops[name].example(device)
     got = getattr(torch.ops.fastgen, name)(*arguments)
     want = _ops[name].reference(*again)
-    if want is None:  # it writes into its arguments
-        got, want = (
-            tuple(a for a in args if isinstance(a, torch.Tensor)) for args in (arguments, again)
-        )
-    pairs = zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]
+    # also what it has written into its arguments
+    pairs = zip(_tensors((got, arguments)), _tensors((want, again)), strict=True)
     return max(_relative_difference(g, w) for g, w in pairs if w.numel())
+
+
+def _tensors(nested):
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for part in nested:
+            yield from _tensors(part)
 
 
 def _relative_difference(got, want):
