@@ -163,6 +163,7 @@ def extension_arguments():
                 "-O3",
                 "-std=c++17",
                 "-lineinfo",
+                "-fmad=false",  # as the CPU kernels: a product is fused with a sum where it is written so
                 "-Icsrc",
                 "-Xcompiler",
                 "-fPIC,-fvisibility=hidden",
