@@ -85,7 +85,7 @@ def _train(argv: Sequence[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help=" or ".join(MODELS))
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", metavar="DATA", default=argparse.SUPPRESS, help="digits, patches or a path"
+        "--data", metavar="DATA", default=argparse.SUPPRESS, help="digits, patches, rings or a path"
     )
     flags = {"data": add_flags(group, datasets.load, skip=("spec", "seed"))}
     group = parser.add_argument_group("training")
@@ -113,7 +113,7 @@ def _train(argv: Sequence[str]) -> None:
     load |= {"spec": given["data"]} if "data" in given else {}
     if "spec" not in load:
         raise ValueError(
-            "fastgen train: --data is missing; give digits, patches, or the path of your images"
+            "fastgen train: --data is missing; give digits, patches, rings or the path of images"
         )
     data = datasets.load(**load)
     options = dict(saved.get("model_config", {}) if saved.get("model") == name else {})
@@ -214,7 +214,7 @@ def sample(
     ).cpu()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        figures.write_grid(path, codes, levels=model.levels, columns=columns, scale=scale)
+        figures.write_samples(path, codes, levels=model.levels, columns=columns, scale=scale)
     elif path.suffix == ".npy":
         np.save(path, codes.numpy())
     else:

@@ -30,7 +30,7 @@ def main(
     """Draws the pictures that fit a checkpoint, and returns their paths.
 
     directory: a folder that `fastgen train --out` has written.
-    data: digits, patches or a path; default what the model was trained on.
+    data: digits, patches, rings or a path; default what the model was trained on.
     out: folder for the pictures; default figures/ in the directory.
     seed: of samples and noise.
     device: cpu, cuda, ...; default is the GPU if there is one.
@@ -38,6 +38,9 @@ def main(
     samples.png of a model that draws images; reconstructions.png of one that reconstructs; of one
     with a latent space interpolation.png, traversal.png, arithmetic.png and scatter.png, kl.png
     where it measures the KL divergence of each dimension, manifold.png where there are two.
+
+    Of points (rings), samples.png and reconstructions.png show the plane, and what would be a row
+    of images is left out.
 
     Raises ValueError for data of another shape, FileNotFoundError where there is no checkpoint.
     """
@@ -79,6 +82,7 @@ class Gallery:
         self.codes = data.test.images
         # digits and the like, on an empty background, look better as ink on paper
         empty = (self.codes == 0).float().mean() > 0.3
+        self.are_points = figures.are_points(data.shape)
         self.look = {"levels": data.levels, "as_ink": bool(empty) and data.shape[0] == 1}
         self.written: list[Path] = []
 
@@ -89,12 +93,16 @@ class Gallery:
         if hasattr(self.model, "reconstruct"):
             self._reconstructions()
         if hasattr(self.model, "latent"):
-            self._interpolation()
-            self._arithmetic()
+            if not self.are_points:
+                self._interpolation()
+                self._arithmetic()
             self._latent_space()
         return self.written
 
     def _samples(self) -> None:
+        if self.are_points:
+            self._sampled_points()
+            return
         rows = self.data.classes if self.has_few_classes else _ROWS
         labels = torch.arange(rows).repeat_interleave(_ROWS)
         condition = None if self.classes is None else (labels % self.classes).to(self.device)
@@ -112,11 +120,29 @@ class Gallery:
             **self.look,
         )
 
+    def _sampled_points(self) -> None:
+        count = figures.samples_shown(self.data.shape, 0)
+        condition = None
+        if self.classes is not None:
+            condition = torch.arange(count, device=self.device) % self.classes
+        samples = self.model.sample(count, condition, seed=self.seed)
+        self._plane("samples", {f"{count} samples": samples}, "Samples", self.caption)
+
+    def _plane(self, name: str, points: dict[str, Tensor], title: str, caption: str) -> None:
+        levels, real = self.data.levels, self.codes
+        path = self._path(name)
+        caption = f"{caption}; grey: test points"
+        figures.points(path, points, levels=levels, real=real, title=title, caption=caption)
+
     def _reconstructions(self) -> None:
         from fastgen.train import comparison
 
-        rows = comparison(self.model, *self._images(self._spread(2 * _COLUMNS)))
+        count = figures.samples_shown(self.data.shape, 2 * _COLUMNS)
+        rows = comparison(self.model, *self._images(self._spread(count)))
         rows = {name: images.cpu() for name, images in rows.items()}
+        if self.are_points:
+            self._plane("reconstructions", rows, "Reconstructions", self._of_test)
+            return
         path = self._path("reconstructions")
         figures.reconstructions(
             path,
@@ -176,6 +202,8 @@ class Gallery:
             if kl is not None
             else (z.mean(0), z.std(0, correction=0))
         )
+        if self.are_points:
+            return
         self._traversal(z, mean, std, std if kl is None else kl)
         if z.shape[1] == 2:
             self._manifold(mean, std)

@@ -386,7 +386,7 @@ class _Run:
 
         classes = getattr(self.model, "classes", None)
         rows = classes if classes and classes <= 16 else 8
-        count = 8 * rows
+        count = figures.samples_shown(self.data.shape, 8 * rows)
         if self.arguments["grids"] is None:
             seconds = self._grid_seconds(count)
             if seconds * _GRIDS > _GRID_SHARE * self._now()["seconds"] / self._done(self._now()):
@@ -397,22 +397,27 @@ class _Run:
                     )
                 self.grid = self._now()
                 return
-        pictures = {}
+        samples = compared = None
         if self._samples():
             labels = torch.arange(count, device=self.device) // 8 % classes if classes else None
             samples = self.model.sample(count, labels, seed=self.arguments["seed"])
-            pictures["samples"] = samples
         if hasattr(self.model, "reconstruct"):
             self.model.eval()
             shown = self._batch(self.data.test, self._spread(count // 2))
-            rows = list(comparison(self.model, *shown).values())
-            pictures["reconstructions"] = figures.interleaved(rows, 8)
+            compared = list(comparison(self.model, *shown).values())
+        look = {"levels": self.data.levels, "columns": 8}
         with self.interrupts.held():
-            for name, images in pictures.items():
-                path = self.out / name / f"step-{self.step:07}.png"
-                path.parent.mkdir(exist_ok=True)
-                figures.write_grid(path, images, levels=self.data.levels, columns=8)
+            if samples is not None:
+                real = self.data.test.images
+                figures.write_samples(self._picture("samples"), samples, real=real, **look)
+            if compared is not None:
+                figures.write_comparison(self._picture("reconstructions"), compared, **look)
             self.grid = self._now()
+
+    def _picture(self, kind: str) -> Path:
+        path = self.out / kind / f"step-{self.step:07}.png"
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     @torch.no_grad()
     def _grid_seconds(self, count: int) -> float:

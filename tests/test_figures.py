@@ -235,6 +235,45 @@ def test_kl_bars_fall_and_count_what_is_active(tmp_path, monkeypatch):
     figures.kl_per_dimension(tmp_path / "k.png", torch.rand(100), active=torch.rand(100) > 0.5)
 
 
+def test_dots_lie_at_their_points_over_the_real_ones():
+    points = torch.tensor([[0, 0], [255, 255], [255, 0]]).view(3, 1, 1, 2)
+    pixels = figures.plane(points, levels=256, real=points[:1].flip(3) + 100, edge=256).astype(int)
+    for x, y in points.flatten(1).tolist():
+        red, _, blue = pixels[255 - y, x]
+        assert blue - red > 60
+    red, _, blue = pixels[255 - 100, 100]
+    assert blue - red < 10 and red < 250
+    assert (pixels[100:150, 200] == 255).all() and (pixels[0, 0] == 255).all()
+    thrice = figures.plane(points[:1].repeat(3, 1, 1, 1), levels=256, edge=256)
+    assert thrice[255, 0, 0] < figures.plane(points[:1], levels=256, edge=256)[255, 0, 0]
+
+
+def test_planes_stand_side_by_side_each_named(tmp_path, monkeypatch):
+    texts = texts_of(monkeypatch)
+    sets = {name: codes(20, 1, 1, 2, levels=256) for name in ("one", "two", "three")}
+    real = codes(50, 1, 1, 2, levels=256)
+    figures.points(tmp_path / "p.png", sets, levels=256, real=real, columns=2, title="T")
+    picture = pixels_of(tmp_path / "p.png")[..., :3]
+    planes = [figures.plane(points, levels=256, real=real)[1:-1, 1:-1] for points in sets.values()]
+    places = [place_of(np.ascontiguousarray(plane), picture) for plane in planes]
+    assert places[0][0] == places[1][0] < places[2][0] and places[0][1] == places[2][1]
+    assert {*sets, "T"} <= set(texts)
+
+
+def test_the_shape_alone_decides_between_a_plane_and_a_grid(tmp_path):
+    path, points = tmp_path / "x.png", codes(9, 1, 1, 2, levels=256)
+    figures.write_samples(path, points, levels=256, real=points)
+    assert np.array_equal(pixels_of(path), figures.plane(points, levels=256, real=points))
+    figures.write_comparison(path, [points, points + 0, points.flip(3)], levels=256, columns=3)
+    assert np.array_equal(pixels_of(path), figures.plane(points.flip(3), levels=256, real=points))
+    images = codes(4, 1, 8, 8)
+    figures.write_samples(path, images, levels=17, scale=1, real=images)
+    assert np.array_equal(pixels_of(path), figures.to_grid(images, levels=17, columns=2))
+    figures.write_comparison(path, [images, 16 - images], levels=17, columns=4)
+    assert pixels_of(path).shape == (19 * 8, 37 * 8)
+    assert figures.samples_shown((1, 1, 2), 64) > 64 == figures.samples_shown((3, 1, 2), 64)
+
+
 @pytest.mark.parametrize(
     "draw, named",
     [
@@ -246,6 +285,7 @@ def test_kl_bars_fall_and_count_what_is_active(tmp_path, monkeypatch):
             r"images\['b'\] must have shape \(3, 1, 4, 4\), got \(1, 1, 4, 4\)",
         ),
         (lambda p, x: figures.latent_arithmetic(p, x, x, x, x[0], levels=2), "result must have"),
+        (lambda p, x: figures.points(p, {"a": x}, levels=2), r"samples must be codes \(N, 1, 1, 2"),
         (lambda p, x: figures.latent_scatter(p, x), r"z must have shape \(N, D\), got"),
     ],
 )

@@ -78,7 +78,7 @@ def test_diversity_by_hand():
         (lambda x: mode_coverage(x[:0], x, 1.0), "give at least one point"),
         (lambda x: nearest_distances(x, x[:0]), r"images must be \(M, 3\) with M >= 1, got \(0, 3"),
         (lambda x: nearest_distances(x, x[:, :2]), r"got \(5, 2\); compare images of one shape"),
-        (lambda x: diversity(x[:3], x, x), "at least 4 images, got 3 and 5"),
+        (lambda x: diversity(x[:3], x, x), "at least 4 each, got 3 and 5"),
     ],
 )
 def test_what_cannot_be_scored_is_told(call, message):

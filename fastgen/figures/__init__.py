@@ -12,9 +12,12 @@ from fastgen.figures.latents import (
     reconstructions,
     traversal_grid,
 )
+from fastgen.figures.points import plane, points, write_points
+from fastgen.figures.quick import are_points, samples_shown, write_comparison, write_samples
 from fastgen.figures.samples import real_beside_samples
 
 __all__ = [
+    "are_points",
     "interleaved",
     "interpolation_strips",
     "kl_per_dimension",
@@ -22,12 +25,18 @@ __all__ = [
     "latent_manifold",
     "latent_scatter",
     "manifold_points",
+    "plane",
+    "points",
     "real_beside_samples",
     "receptive_field",
     "reconstructions",
+    "samples_shown",
     "to_grid",
     "training_curves",
     "traversal_grid",
+    "write_comparison",
     "write_grid",
     "write_png",
+    "write_points",
+    "write_samples",
 ]

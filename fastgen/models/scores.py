@@ -27,7 +27,7 @@ class Nearest(NamedTuple):
 
 class Diversity(NamedTuple):
     """spread: 1 for samples as varied as the data, 0 for a single one repeated. nearness: 0.5 for
-    samples as far from the training images as test images are, 1 for copies of these."""
+    samples as far from the training images as test images are, 1 for copies."""
 
     spread: float
     nearness: float
@@ -90,33 +90,39 @@ def nearest_distances(samples: Tensor, images: Tensor) -> Nearest:
     return Nearest((samples - images[index]).double().square().sum(1).sqrt(), index)
 
 
-def diversity(samples: Tensor, train: Tensor, test: Tensor) -> Diversity:
-    """How varied samples are, and whether they are copies, by distances to nearest neighbours.
+def spread(samples: Tensor, images: Tensor) -> float:
+    """How varied samples are: each one's distance to the nearest of the other half (halves are
+    every second one), the mean, over the same of as many images. 1 is as varied as these, 0 a
+    single sample repeated.
 
-    1. spread: each sample's distance to the nearest sample of the other half (halves are every
-       second one), the mean, over the same of as many test images.
-    2. nearness: the probability that a sample is nearer to the training images than a test image
-       is, ties counted half.
+    samples, images: codes or floats (N, ...), at least 4 of each; beyond the shorter list, both
+        are left out.
+    """
+    count = min(len(samples), len(images))
+    if count < 4:
+        raise ValueError(
+            f"fastgen.models.scores.spread: samples and images must be at least 4 each, got "
+            f"{len(samples)} and {len(images)}; give more"
+        )
+    return _distance_of_halves(samples[:count]) / _distance_of_halves(images[:count])
+
+
+def diversity(samples: Tensor, train: Tensor, test: Tensor) -> Diversity:
+    """How varied samples are, and whether they are copies.
+
+    spread: of the samples, in units of test images. nearness: the probability that a sample is
+    nearer to the training images than a test image is, ties counted half.
 
     What is far from any image has a large spread and a nearness of 0: both should be about those
     of the data.
 
-    samples, train, test: codes or floats (N, ...), at least 4 samples and test images; beyond their
-        shorter list, samples and test images are left out.
+    samples, train, test: codes or floats (N, ...), at least 4 samples and 4 test images.
     """
-    count = min(len(samples), len(test))
-    if count < 4:
-        raise ValueError(
-            f"fastgen.models.scores.diversity: samples and test must be at least 4 images, got "
-            f"{len(samples)} and {len(test)}; give more"
-        )
-    samples, test = samples[:count], test[:count]
-    apart = _distances_between_halves(samples) / _distances_between_halves(test)
     nearest = [nearest_distances(images, train).distance for images in (samples, test)]
-    return Diversity(apart, auroc(*nearest))
+    return Diversity(spread(samples, test), auroc(*nearest))
 
 
-def _distances_between_halves(images: Tensor) -> float:
+def _distance_of_halves(images: Tensor) -> float:
     even, odd = images[::2], images[1::2]
     there, back = nearest_distances(even, odd), nearest_distances(odd, even)
     return torch.cat([there.distance, back.distance]).mean().item()
