@@ -4,8 +4,7 @@ checked where it enters."""
 import math
 import numbers
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.models.image_model import ImageModel
 from fastgen.models.image_nets import image_decoder, image_encoder
@@ -20,19 +19,12 @@ class EncoderDecoder(ImageModel):
     """Holds `encoder`, `decoder`, `pixels` and `config`, and calls the first two by `_posterior`
     and `_params`."""
 
+    conditional = "ConditionalVAE"
+
     def _configure(self, config):
         """Checks arguments, and sets what they say."""
-        name = type(self).__name__
         for part in ("encoder", "decoder"):
-            if isinstance(config[part], str):
-                raise ValueError(
-                    f"fastgen.models.{name}: {part} was your own module {config[part]}, which a "
-                    f"checkpoint's config cannot rebuild; build the {name} with it and give that "
-                    "to fastgen.checkpoint.load(directory, model)"
-                )
-            if config[part] is not None and not isinstance(config[part], nn.Module):
-                got = type(config[part]).__name__
-                self._refuse(part, "must be an nn.Module", got, "None is a default", TypeError)
+            self._check_module(part, config[part])
         self.levels = config["levels"]
         for argument, least in (("latent_dim", 1), ("components", 1), ("layers", 0)):
             self._check_int(argument, config[argument], "leave it out for the default", least)
@@ -48,10 +40,7 @@ class EncoderDecoder(ImageModel):
         if likelihood is None:
             likelihood = {None: "gaussian", 2: "bernoulli"}.get(self.levels, "dmol")
         encoder, decoder = config["encoder"], config["decoder"]
-        names = {
-            part: None if config[part] is None else type(config[part]).__qualname__
-            for part in ("encoder", "decoder")
-        }
+        names = {part: self._name_of(config[part]) for part in ("encoder", "decoder")}
         clamp = self._checked_clamp(config["logvar_clamp"])
         self.logvar_clamp = clamp
         self.config = (
@@ -105,10 +94,6 @@ class EncoderDecoder(ImageModel):
             self._refuse("logvar_clamp", "must have low <= high", repr(clamp), "turn them round")
         return tuple(clamp)
 
-    def _check_choice(self, argument, value, known):
-        if value not in known:
-            self._refuse(argument, f"must be of {', '.join(known)}", repr(value), "choose one")
-
     def _posterior(self, images, labels):
         """mu and logvar as the encoder gives them."""
         x = self.pixels.scaled(images, self._dtype())
@@ -149,37 +134,3 @@ class EncoderDecoder(ImageModel):
 
     def _dtype(self):
         return next(self.parameters()).dtype
-
-    def _checked(self, images, condition):
-        """The labels, after a look at everything that was given."""
-        if not isinstance(images, Tensor):
-            self._refuse("images", "must be a tensor", type(images).__name__, "use torch.as_tensor",
-                         TypeError)  # fmt: skip
-        if images.dim() != 4 or tuple(images.shape[1:]) != self.shape:
-            expected = f"must be (B, {', '.join(map(str, self.shape))})"
-            self._refuse("images", expected, tuple(images.shape), "or build the model for that")
-        if not images.is_floating_point():
-            if self.levels is None:
-                remedy = "convert them, or give the model levels="
-                self._refuse("images", "must be floats", images.dtype, remedy, TypeError)
-            if images.device.type == "cpu" and not torch.compiler.is_compiling():
-                self._check_range("images", "levels", images, self.levels)
-        return self._labels(condition, len(images), images.device)
-
-    def _labels(self, condition, batch, device):
-        """int64 (batch,); zeros where there are no classes."""
-        if self.classes is None:
-            if condition is not None:
-                got = type(condition).__name__
-                self._refuse("condition", "must be None", got, "ConditionalVAE takes labels")
-            return torch.zeros(batch, dtype=torch.int64, device=device)
-        expected, remedy = f"must be int64 labels ({batch},)", "give one for each image"
-        if not isinstance(condition, Tensor):
-            self._refuse("condition", expected, type(condition).__name__, remedy)
-        if condition.dtype != torch.int64:
-            self._refuse("condition", expected, condition.dtype, "use .long()", TypeError)
-        if tuple(condition.shape) != (batch,):
-            self._refuse("condition", expected, tuple(condition.shape), remedy)
-        if condition.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_range("condition", "labels", condition, self.classes)
-        return condition

@@ -6,7 +6,29 @@ from torch import Tensor
 _MODES = ("linear", "spherical")
 
 
-class LatentSpace:
+class LatentVectors:
+    """For models with `decode(z, condition) -> images` of latent vectors z (B, D)."""
+
+    def _between(self, start, end, steps, mode, condition):
+        """The images of `steps` vectors from each of `start` to that of `end`."""
+        if mode not in _MODES:
+            self._refuse("mode", f"must be of {', '.join(_MODES)}", repr(mode), "choose one")
+        self._check_int("steps", steps, "both ends count", least=2)
+        if start.shape != end.shape:
+            got, expected = f"{len(end)}", f"must be as many as a, {len(start)}"
+            self._refuse("b", expected, got, "pair them")
+        t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
+        start, end = start[:, None], end[:, None]
+        z = torch.lerp(start, end, t) if mode == "linear" else _slerp(start, end, t)
+        return self._decoded_rows(z, condition)
+
+    def _decoded_rows(self, z, condition):
+        if condition is not None:
+            condition = condition.repeat_interleave(z.shape[1])
+        return self.decode(z.flatten(0, 1), condition).unflatten(0, z.shape[:2])
+
+
+class LatentSpace(LatentVectors):
     """For models with `latent(images, condition) -> z (B, D)`, what an image is there, and
     `decode(z, condition) -> images`. All of these return what `decode` does, without gradients."""
 
@@ -31,16 +53,8 @@ class LatentSpace:
         mode: "linear", or "spherical", which keeps the length that vectors of a normal
             distribution have: a straight line between two of them passes nearer to 0.
         """
-        if mode not in _MODES:
-            self._refuse("mode", f"must be of {', '.join(_MODES)}", repr(mode), "choose one")
-        self._check_int("steps", steps, "both ends count", least=2)
         start, end = self.latent(a, condition), self.latent(b, condition)
-        if start.shape != end.shape:
-            self._refuse("b", f"must have a's shape {tuple(a.shape)}", tuple(b.shape), "pair them")
-        t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)[:, None]
-        start, end = start[:, None], end[:, None]
-        z = torch.lerp(start, end, t) if mode == "linear" else _slerp(start, end, t)
-        return self._decoded_rows(z, condition)
+        return self._between(start, end, steps, mode, condition)
 
     @torch.no_grad()
     def traverse(
@@ -75,11 +89,6 @@ class LatentSpace:
             self._refuse("a, b, c", "must be as many images each", got, "expand the shorter ones")
         a, b, c = (self.latent(images, condition) for images in (a, b, c))
         return self.decode(a - b + c, condition)
-
-    def _decoded_rows(self, z, condition):
-        if condition is not None:
-            condition = condition.repeat_interleave(z.shape[1])
-        return self.decode(z.flatten(0, 1), condition).unflatten(0, z.shape[:2])
 
 
 def _slerp(a, b, t):

@@ -13,14 +13,13 @@ from fastgen.models.image_nets import Net
 from fastgen.models.latent_priors import Laplace, StandardNormal, gaussian_log_prob, widened
 from fastgen.models.latent_space import LatentSpace
 from fastgen.models.pixel_likelihoods import GaussianPixels, PixelLikelihood
+from fastgen.models.seeded_blocks import BLOCK, STREAM, in_blocks, labels_of_samples
 from fastgen.ops.philox_normal import randn
 from fastgen.ops.reparam_kl import reparam_kl
 from fastgen.sampling.arguments import check_draws, seed_of
 
 Likelihood = Literal["bernoulli", "gaussian", "dmol"]
 _PRIORS = {"normal": StandardNormal, "laplace": Laplace}
-_BLOCK = 16  # samples decoded at a time, always so many: other matrices round otherwise
-_STREAM = 0x9E3779B97F4A7C15  # from the random numbers of one draw to those of the next
 
 
 @dataclass
@@ -205,7 +204,7 @@ class VAE(LatentSpace, EncoderDecoder):
         mu, logvar = widened(*self.encode(images, condition))
         seed, weights = seed_of(seed, None, None), []
         for draw in range(samples):
-            eps = self._noise(mu.shape, seed + draw * _STREAM, mu)
+            eps = self._noise(mu.shape, seed + draw * STREAM, mu)
             z = mu + torch.exp(logvar / 2) * eps
             log_q = -0.5 * (math.log(2 * math.pi) + logvar + eps.square())
             log_ratio = (self.prior.log_prob(z, labels) - log_q).sum(1)
@@ -277,39 +276,22 @@ class VAE(LatentSpace, EncoderDecoder):
         """
         check_draws(None, n, first_index, temperature, None, None, batch)
         self._check_choice("pixels", pixels, ("mean", "draw"))
-        if y is not None and condition is not None:
-            self._refuse("condition", "is another name of y", "both", "give one of them")
-        y = condition if y is None else y
-        like = next(self.parameters())
-        if isinstance(y, int) and not isinstance(y, bool):
-            y = torch.full((n,), y, device=like.device)
-        labels = self._labels(y, n, like.device)
+        labels = labels_of_samples(self, n, y, condition)
         if n == 0:
-            return self.pixels.images(like.new_zeros(0, *self.shape))
+            return self.pixels.images(next(self.parameters()).new_zeros(0, *self.shape))
         seed = seed_of(seed, generator, None)
-        first, last = first_index // _BLOCK, -(-(first_index + n) // _BLOCK)
-        offset = first_index - first * _BLOCK
-        padded = labels.new_zeros((last - first) * _BLOCK)
-        padded[offset : offset + n] = labels
-        was_training = self.training
-        self.eval()
-        try:
-            blocks = [
-                self._block(first + i, part, seed, temperature, pixels)
-                for i, part in enumerate(padded.split(_BLOCK))
-            ]
-        finally:
-            self.train(was_training)
-        return torch.cat(blocks)[offset : offset + n]
+        return in_blocks(
+            self, labels, first_index, lambda *block: self._block(*block, seed, temperature, pixels)
+        )
 
     def _block(self, index, labels, seed, temperature, pixels):
-        """Samples index * _BLOCK and on, of a seed."""
+        """Samples index * BLOCK and on, of a seed."""
         like = next(self.parameters())
-        noise = self._noise((_BLOCK, self.latent_dim), seed + 2 * index * _STREAM, like)
+        noise = self._noise((BLOCK, self.latent_dim), seed + 2 * index * STREAM, like)
         params = self._params(self.prior.draw(noise, labels, temperature).to(like.dtype), labels)
         if pixels == "mean":
             return self.pixels.images(self.pixels.mean(params))
-        seed = (seed + (2 * index + 1) * _STREAM) % 2**64
+        seed = (seed + (2 * index + 1) * STREAM) % 2**64
         return self.pixels.images(self.pixels.draw(params, seed, temperature))
 
     def _noise(self, size, seed, like):
