@@ -21,12 +21,16 @@ have, too,
 
     done: float                                      written here before each step: the share of
                                                      the present stage's budget that is used up
-    test_figures: tuple[str, ...]                    measured by `evaluate` alone, for the log only
+    steps_done: int                                  written here too: how many steps were before
+    prepare(data)                                    called once, before all others
+    test_figures: tuple[str, ...]                    measured by `evaluate` alone, or by
+    evaluate_whole() -> dict[str, float]             once an evaluation; both for the log only
     warnings() -> list[str]                          asked after each row of the log
 
-Of the model itself it wants `config` (its constructor's arguments). Where it has `sample(n,
-condition, seed=)`, there are pictures of samples; `sample_forwards` says how many forwards one
-takes, if it is not one for each value. Where it has `reconstruct(codes) -> codes`, perhaps with an
+Of the model itself it wants `config` (its constructor's arguments). It may have `train_defaults`,
+its own defaults of `batch_size`, `lr` and `clip_grad`. Where it has `sample(n, condition, seed=)`,
+there are pictures of samples; `sample_forwards` says how many forwards one takes, if it is not one
+for each value. Where it has `reconstruct(codes) -> codes`, perhaps with an
 argument `condition` for labels, there are pictures of test images above their reconstructions; or
 of the rows that `comparison(codes) -> {name: codes}` gives, where it has that.
 
@@ -61,6 +65,7 @@ from fastgen.progress import Progress, clock
 
 LOG = "log.csv"
 _WARMUP_STEPS = 50
+_DEFAULTS = {"batch_size": 32, "lr": 2e-3, "clip_grad": 1.0}  # of models without their own
 _GRIDS = 4  # unless told
 _GRID_SHARE = 0.1  # most of the time that grids may take, unless their number was given
 # what decides the bits of a step, so may not change on resuming
@@ -126,11 +131,11 @@ def train(
     out: str | os.PathLike,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
-    lr: float = 2e-3,
+    batch_size: int | None = None,
+    lr: float | None = None,
     schedule: Literal["cosine", "constant"] = "cosine",
     weight_decay: float = 0.0,
-    clip_grad: float = 1.0,
+    clip_grad: float | None = None,
     seed: int = 0,
     device: str | None = None,
     resume: bool = False,
@@ -150,11 +155,11 @@ def train(
         that draw images) and, of autoencoders, reconstructions/.
     minutes: time budget, evaluations included. Give this or steps.
     steps: number of optimiser steps in all.
-    batch_size: images per step.
-    lr: peak learning rate, reached after 50 steps.
+    batch_size: images per step; default the model's own, else 32.
+    lr: peak learning rate, reached after 50 steps; default the model's own, else 2e-3.
     schedule: cosine falls to zero at the end of the budget, constant stays.
     weight_decay: AdamW's, decoupled.
-    clip_grad: largest gradient norm; 0 leaves gradients alone.
+    clip_grad: largest gradient norm, 0 leaves gradients alone; default the model's own, else 1.
     seed: of the order of images and of what is random in a step, such as dropout.
     device: cpu, cuda, ...; default is the GPU if there is one.
     resume: go on with the checkpoint in out; with steps, the same bits as without interruption.
@@ -175,6 +180,8 @@ def train(
     write; the previous checkpoint is intact), FloatingPointError (the loss is not finite).
     """
     arguments = {k: v for k, v in locals().items() if k not in ("model", "data", "after_step")}
+    for name, value in (_DEFAULTS | getattr(model, "train_defaults", {})).items():
+        arguments[name] = value if arguments[name] is None else arguments[name]
     _check_arguments(model, data, arguments)
     with torch.random.fork_rng(), _Interrupts() as interrupts:
         run = _Run(model, data, arguments, interrupts)
@@ -200,6 +207,8 @@ class _Run:
         kind = getattr(model, "objective", Likelihood)
         options = {name: arguments[name] for name in ("lr", "weight_decay", "clip_grad")}
         self.objective = kind(model, **options)
+        if hasattr(self.objective, "prepare"):
+            self.objective.prepare(data)
         self.peak_rates = [group["lr"] for group in self._groups()]
         self.stage, self.stage_step = 0, 0  # the present one, and the step it began at
         self.order = Order(len(data.train.images), arguments["batch_size"], arguments["seed"])
@@ -293,6 +302,7 @@ class _Run:
     def _take_step(self, done: float) -> None:
         began = time.perf_counter()
         done = self.objective.done = self._enter_stage(done)
+        self.objective.steps_done = self.step
         factor = min(1.0, (self.step - self.stage_step + 1) / _WARMUP_STEPS)
         if self.arguments["schedule"] == "cosine":
             factor *= 0.5 * (1 + math.cos(math.pi * done))
@@ -339,7 +349,8 @@ class _Run:
             figures = self.objective.evaluate(*self._batch(self.data.test, index))
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value.item() * len(index)
-        return {name: value / len(chosen) for name, value in sums.items()}
+        whole = getattr(self.objective, "evaluate_whole", dict)
+        return {name: value / len(chosen) for name, value in sums.items()} | whole()
 
     def _spread(self, most: int | None) -> Tensor:
         """Indices of at most so many test images, evenly spaced: files often come sorted by

@@ -1,0 +1,342 @@
+"""What GAN, WGAN and ConditionalGAN share: two networks, their updates, samples, latent vectors."""
+
+import copy
+import math
+import numbers
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.models.adversarial_training import TwoPlayers
+from fastgen.models.gan_losses import LOSSES
+from fastgen.models.image_model import ImageModel
+from fastgen.models.latent_space import LatentVectors
+from fastgen.models.pixel_likelihoods import PixelLikelihood
+from fastgen.models.seeded_blocks import BLOCK, STREAM, in_blocks, labels_of_samples
+from fastgen.ops.ema_update_ import ema_update_
+from fastgen.ops.philox_normal import randn
+from fastgen.ops.philox_uniform import rand
+from fastgen.sampling.arguments import check_draws, seed_of
+
+
+class Adversarial(LatentVectors, ImageModel):
+    """Holds `generator`, `critic`, `average` (a copy of the generator that holds the moving average
+    of its weights, or None), `loss` and `config`.
+
+    The generator makes images in [-1, 1] of z, normal (B, latent_dim); the critic gives a number
+    for each image, higher for what it holds for real. A conditional model calls both with the
+    labels too.
+    """
+
+    objective = TwoPlayers
+    conditional = "ConditionalGAN"
+    sample_forwards = 1
+    n_critic = 1
+    critic_figures: tuple[str, ...] = ()  # of critic_step, beside critic_loss
+
+    def _configure(self, config, generator, critic):
+        """Checks arguments, and sets what they say.
+
+        generator, critic: functions that make the default ones.
+        """
+        for part in ("generator", self._critic_name):
+            self._check_module(part, config[part])
+        self.levels = config["levels"]
+        if self.levels == 1:
+            self._refuse("levels", "must be at least 2", 1, "one level leaves nothing to learn")
+        self._check_int("latent_dim", config["latent_dim"], "leave it out for the default")
+        self._check_int("layers", config["layers"], "leave it out for the default")
+        if config["width"] is not None:
+            self._check_int("width", config["width"], "leave it out for the default")
+        ema = config["ema"]
+        if ema is not None and not (is_number(ema) and 0 <= ema < 1):
+            self._refuse("ema", "must lie in 0 .. 1, 1 excluded", ema, "None keeps no average")
+        names = {part: self._name_of(config[part]) for part in ("generator", self._critic_name)}
+        self.config = config | names | {"shape": list(self.shape)}
+        self.latent_dim, self.ema = config["latent_dim"], ema
+        self.pixels = PixelLikelihood(self.shape, self.levels)
+        own = config["generator"], config[self._critic_name]
+        self.generator = generator() if own[0] is None else own[0]
+        self.critic = critic() if own[1] is None else own[1]
+        # of one's own critic images may see each other, as through batch norm
+        self._joins = own[1] is None
+        self.average = None
+        if ema is not None:
+            self.average = copy.deepcopy(self.generator).requires_grad_(False)
+
+    def critic_loss(
+        self, images: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(what the critic minimises, figures of it), of real images and as many generated ones."""
+        labels = self._checked(images, condition)
+        real = self.pixels.scaled(images, self._dtype())
+        with torch.no_grad():
+            fake = self._generated(self._noise(len(images)), labels)
+        a, b = self._judged_both(real, fake, labels)
+        loss = LOSSES[self.loss][0](a, b)
+        return loss, {"critic_loss": loss}
+
+    def generator_loss(
+        self, n: int, condition: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(what the generator minimises, figures of it), of n images."""
+        self._check_int("n", n, "say how many images")
+        labels = self._labels(condition, n, self._like().device)
+        fake = self._generated(self._noise(n), labels)
+        loss = LOSSES[self.loss][1](self._judged(fake, labels))
+        return loss, {"generator_loss": loss}
+
+    def critic_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        condition: Tensor | None = None,
+        *,
+        clip_grad: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """One update of the critic by real images (B, C, H, W) and as many generated ones; the
+        figures.
+
+        optimizer: of the critic, such as `critic_optimizer()`.
+        condition: int64 labels (B,) of a model with classes.
+        clip_grad: largest norm of the gradient; 0 leaves it alone.
+        """
+        loss, figures = self.critic_loss(images, condition)
+        _update(optimizer, loss, self.critic, clip_grad)
+        return {name: value.detach() for name, value in figures.items()}
+
+    def generator_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        n: int,
+        condition: Tensor | None = None,
+        *,
+        clip_grad: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """One update of the generator by n of its images, and of its average; the figures.
+
+        optimizer: of the generator, such as `generator_optimizer()`.
+        condition, clip_grad: as in `critic_step`.
+        """
+        loss, figures = self.generator_loss(n, condition)
+        _update(optimizer, loss, self.generator, clip_grad)
+        self.update_average()
+        return {name: value.detach() for name, value in figures.items()}
+
+    def update_average(self) -> None:
+        """Moves `average` by one step of `ema` towards the generator, buffers too;
+        `generator_step` does."""
+        if self.average is not None:
+            ema_update_(self.average, self.generator, self.ema)
+
+    def critic_optimizer(
+        self, lr: float | None = None, *, weight_decay: float = 0.0
+    ) -> torch.optim.Optimizer:
+        """The optimiser that the model's papers have for the critic; lr by default the model's."""
+        return self._adam(self.critic, lr, weight_decay)
+
+    def generator_optimizer(
+        self, lr: float | None = None, *, weight_decay: float = 0.0
+    ) -> torch.optim.Optimizer:
+        """As `critic_optimizer`, for the generator."""
+        return self._adam(self.generator, lr, weight_decay)
+
+    def discriminate(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The critic's number for each image, (B,): higher for what it holds for real."""
+        labels = self._checked(images, condition)
+        return self._judged(self.pixels.scaled(images, self._dtype()), labels)
+
+    @torch.no_grad()
+    def score(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(B,): larger for images that the critic holds for generated. It knows what it has met:
+        this is no likelihood."""
+        return -self.discriminate(images, condition)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z (B, latent_dim) -> images as the nearest levels, int64 (B, C, H, W); real-valued ones
+        as floats. By the average, if there is one."""
+        if not isinstance(z, Tensor) or z.dim() != 2 or z.shape[1] != self.latent_dim:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            expected = f"must be a tensor (B, {self.latent_dim})"
+            self._refuse("z", expected, got, "latents() gives one")
+        labels = self._labels(condition, len(z), z.device)
+        was_training = self.training
+        self.eval()
+        try:
+            return self._decoded(z, labels)
+        finally:
+            self.train(was_training)
+
+    def latents(
+        self,
+        n: int,
+        truncation: float | None = None,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """z (n, latent_dim) of the images that `sample` makes with the same arguments."""
+        check_draws(None, n, first_index, temperature, None, None, None)
+        self._check_truncation(truncation)
+        seed = seed_of(seed, generator, None)
+        none = torch.zeros(n, dtype=torch.int64, device=self._like().device)
+        if n == 0:
+            return self._like().new_zeros(0, self.latent_dim)
+        return in_blocks(
+            self, none, first_index, lambda i, _: self._block(i, seed, truncation, temperature)
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | int | None = None,
+        truncation: float | None = None,
+        *,
+        condition: Tensor | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        batch: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """n new images, int64 (n, C, H, W) (real-valued ones as floats), in eval mode.
+
+        y, or condition: int64 labels (n,), or one for all, of a model with classes.
+        truncation: latent variables beyond +-truncation are drawn again: likelier images, and less
+            varied ones.
+        temperature: standard deviation of the latent variables.
+        seed, generator: image i of a seed is the same whatever n.
+        first_index: the number of the first image in the seed's stream.
+        batch, progress: as the other models have them; a sample takes a forward, whatever these.
+        """
+        check_draws(None, n, first_index, temperature, None, None, batch)
+        self._check_truncation(truncation)
+        labels = labels_of_samples(self, n, y, condition)
+        if n == 0:
+            return self.pixels.images(self._like().new_zeros(0, *self.shape))
+        seed = seed_of(seed, generator, None)
+        return in_blocks(
+            self,
+            labels,
+            first_index,
+            lambda i, part: self._decoded(self._block(i, seed, truncation, temperature), part),
+        )
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        steps: int = 8,
+        mode: str = "spherical",
+        *,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """(B, steps, C, H, W): from the images of latent vectors a (B, latent_dim) to those of b,
+        both included.
+
+        mode: "spherical", which keeps the length that normal vectors have, or "linear".
+        """
+        return self._between(a, b, steps, mode, condition)
+
+    @torch.no_grad()
+    def latent_arithmetic(
+        self, a: Tensor, b: Tensor, c: Tensor, *, condition: Tensor | None = None
+    ) -> Tensor:
+        """The images of a - b + c, of latent vectors (B, latent_dim); each may be the mean of the
+        vectors of several images that have something in common.
+
+        Source: Radford et al., Unsupervised Representation Learning with Deep Convolutional
+        Generative Adversarial Networks, 2016.
+        """
+        return self.decode(a - b + c, condition)
+
+    def _generated(self, z, labels, net=None):
+        """Images in [-1, 1] that a generator makes of z."""
+        x = (self.generator if net is None else net)(z, *self._given(labels))
+        shape = (len(z), *self.shape)
+        if isinstance(x, Tensor) and tuple(x.shape) == (len(z), math.prod(self.shape)):
+            return x.view(shape)
+        if not isinstance(x, Tensor) or tuple(x.shape) != shape:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            remedy = f"change its last layer; it was given z {tuple(z.shape)}"
+            self._refuse("generator", f"must give {shape}", got, remedy)
+        return x
+
+    def _judged(self, x, labels):
+        """The critic's numbers (B,) for images in [-1, 1], in at least float32."""
+        out = self.critic(x, *self._given(labels))
+        if not isinstance(out, Tensor) or out.numel() != len(x) or out.shape[:1] != x.shape[:1]:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            self._refuse(
+                self._critic_name,
+                f"must give one number for each image, ({len(x)},) or ({len(x)}, 1)",
+                got,
+                "change its last layer",
+            )
+        return out.view(len(x)).to(torch.promote_types(out.dtype, torch.float32))
+
+    def _judged_both(self, real, fake, labels):
+        if not self._joins:
+            return self._judged(real, labels), self._judged(fake, labels)
+        return self._judged(torch.cat((real, fake)), labels.repeat(2)).chunk(2)
+
+    def _decoded(self, z, labels):
+        net = self.generator if self.average is None else self.average
+        return self.pixels.images(self._generated(z.to(self._dtype()), labels, net))
+
+    def _block(self, index, seed, truncation, temperature):
+        """z of samples index * BLOCK and on, of a seed."""
+        size, like = (BLOCK, self.latent_dim), self._like()
+        seed = (seed + index * STREAM) % 2**64
+        if truncation is None:
+            return temperature * randn(size, seed=seed, dtype=like.dtype, device=like.device)
+        # by the inverse of the distribution function, between its values at +-truncation
+        u = rand(size, seed=seed, dtype=torch.float64, device=like.device) + 2**-25
+        most = math.erf(truncation / math.sqrt(2))
+        return (temperature * torch.special.ndtri((1 + (2 * u - 1) * most) / 2)).to(like.dtype)
+
+    def _noise(self, n):
+        like = self._like()
+        return randn((n, self.latent_dim), dtype=like.dtype, device=like.device)
+
+    def _adam(self, net, lr, weight_decay, betas=(0.5, 0.999)):
+        return torch.optim.AdamW(
+            net.parameters(), lr=self._lr(lr), betas=betas, weight_decay=weight_decay, fused=True
+        )
+
+    def _lr(self, lr):
+        return self.train_defaults["lr"] if lr is None else lr
+
+    def _check_truncation(self, truncation):
+        if truncation is not None and not (is_number(truncation) and 0 < truncation < math.inf):
+            remedy = "None draws from the whole normal distribution"
+            self._refuse("truncation", "must be a positive number", truncation, remedy)
+
+    def _given(self, labels):
+        """What the networks are given beside their input."""
+        return () if self.classes is None else (labels,)
+
+    def _like(self):
+        return next(self.generator.parameters())
+
+    def _dtype(self):
+        return self._like().dtype
+
+
+def is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _update(optimizer, loss, net, clip_grad):
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward(inputs=parameters)  # the other network's gradients are left alone
+    if clip_grad > 0:
+        nn.utils.clip_grad_norm_(parameters, clip_grad)
+    optimizer.step()
