@@ -37,7 +37,10 @@ def main(
 
     samples.png of a model that draws images; reconstructions.png of one that reconstructs; of one
     with a latent space interpolation.png, traversal.png, arithmetic.png and scatter.png, kl.png
-    where it measures the KL divergence of each dimension, manifold.png where there are two.
+    where it measures the KL divergence of each dimension, manifold.png where there are two. Of a
+    generator and its critic interpolation.png and arithmetic.png between latent vectors drawn,
+    nearest.png with the training images nearest to samples, weights.png of the critic, and
+    curves.png over the training.
 
     Of points (rings), samples.png and reconstructions.png show the plane, and what would be a row
     of images is left out.
@@ -67,7 +70,11 @@ def main(
     caption = f"{config['model']}, {load['spec']}"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Gallery(model, images, folder, caption, seed).draw()
+        if not hasattr(model, "latents"):
+            return Gallery(model, images, folder, caption, seed).draw()
+        from fastgen.adversarial_gallery import AdversarialGallery
+
+        return AdversarialGallery(model, images, folder, caption, seed, Path(directory)).draw()
 
 
 class Gallery:

@@ -293,3 +293,59 @@ def test_figures_refuse_what_they_cannot_show(draw, named, tmp_path):
     with pytest.raises(ValueError, match=f"fastgen.figures.*{named}"):
         draw(tmp_path / "x.png", torch.zeros(3, 1, 4, 4, dtype=torch.int64))
     assert not (tmp_path / "x.png").exists()
+
+
+def test_the_gradients_of_both_generator_losses_are_those_of_the_theory():
+    d = torch.tensor([[1e-6, 0.01, 0.3], [0.5, 0.9, 1 - 1e-9]], dtype=torch.float64)
+    torch.testing.assert_close(figures.generator_gradient("minimax", d), d)  # vanishes as D -> 0
+    torch.testing.assert_close(figures.generator_gradient("non_saturating", d), 1 - d)
+    assert (figures.generator_gradient("hinge", d) == 1).all()
+
+
+def test_gradients_are_drawn_against_the_discriminator(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    lines = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *xy, **k: (lines.append(xy), plot(self, *xy, **k))[1]
+    )
+    figures.generator_gradients(tmp_path / "g.png", title="T", caption="C")
+    (x, minimax), (_, other) = lines
+    assert np.allclose(minimax, x) and np.allclose(other, 1 - x) and 0 < x[0] < 0.01
+
+
+def test_weights_at_the_bound_are_counted(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bars, texts = [], []
+    stairs, write = Axes.stairs, Axes.text
+    monkeypatch.setattr(
+        Axes, "stairs", lambda self, *a, **k: (bars.append(a), stairs(self, *a, **k))[1]
+    )
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: (texts.append(s), write(self, x, y, s, **k))[1]
+    )
+    clipped = torch.cat([torch.full((30,), 0.1), torch.full((20,), -0.1), torch.zeros(50)])
+    weights = {"clipped": clipped, "free": torch.randn(7, 9)}
+    figures.weight_histograms(tmp_path / "w.png", weights, bounds={"clipped": 0.1}, title="T")
+    (shares, edges), (free, _) = bars
+    assert texts == ["50% at ±0.1"] and shares.sum() == pytest.approx(1) == free.sum()
+    at = [shares[np.searchsorted(edges, v) - 1] for v in (-0.1, 1e-9, 0.1)]
+    assert at == pytest.approx([0.2, 0.5, 0.3])
+
+
+def test_panels_leave_out_what_was_not_measured(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    texts, write = [], Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: (texts.append(s), write(self, x, y, s, **k))[1]
+    )
+    nan = float("nan")
+    panels = {
+        "loss": {"critic": ([1, 2, 3], [nan, 4.0, nan]), "generator": ([1, 2, 3], [1.0, 2.0, 3.0])},
+        "saturation": {"share": ([1, 2, 3], [nan] * 3)},
+    }
+    figures.curve_panels(tmp_path / "c.png", panels, title="T")
+    assert texts == ["critic  4", "generator  3"]

@@ -1,6 +1,11 @@
 """Pictures: grids of images as bare PNG files, and labelled figures through matplotlib."""
 
-from fastgen.figures.curves import training_curves
+from fastgen.figures.adversarial import (
+    generator_gradient,
+    generator_gradients,
+    weight_histograms,
+)
+from fastgen.figures.curves import curve_panels, training_curves
 from fastgen.figures.field import receptive_field
 from fastgen.figures.grids import interleaved, to_grid, write_grid, write_png
 from fastgen.figures.latent_space import kl_per_dimension, latent_scatter
@@ -18,6 +23,9 @@ from fastgen.figures.samples import real_beside_samples
 
 __all__ = [
     "are_points",
+    "curve_panels",
+    "generator_gradient",
+    "generator_gradients",
     "interleaved",
     "interpolation_strips",
     "kl_per_dimension",
@@ -34,6 +42,7 @@ __all__ = [
     "to_grid",
     "training_curves",
     "traversal_grid",
+    "weight_histograms",
     "write_comparison",
     "write_grid",
     "write_png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -33,16 +34,57 @@ def training_curves(
         axes.plot(x, y, color=colour, zorder=3 - i / len(curves), **style)  # the first on top
         names.append((y[-1], f"{name}  {y[-1]:.3f}", colour))
     axes.set_xlim(left=0)
-    low, high = axes.get_ylim()
-    heights = _spread([(level - low) / (high - low) for level, _, _ in names], apart=0.062)
-    for height, (_, words, colour) in zip(heights, names, strict=True):
-        axes.text(
-            1.02, height, words, transform=axes.transAxes, va="center", fontsize=9.5, color=colour
-        )
+    _name_ends(axes, names, apart=0.062)
     axes.set_xlabel(xlabel, color=MUTED, fontsize=9.5, labelpad=8)
     axes.set_ylabel(ylabel, color=MUTED, fontsize=9.5, labelpad=8)
     page.heading(132.6, title, y=67.5)
     page.save(path)
+
+
+def curve_panels(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    xlabel: str = "step",
+    title: str = "",
+    caption: str = "",
+) -> None:
+    """Several quantities over one training, a panel each below the other.
+
+    panels: what a panel's y axis says -> name -> (x, y), each line named at its end; nan is left
+        out.
+    """
+    tall, gap, left, right, top = 300, 60, 172, 1154.4, 130
+    page = Page(1560, top + len(panels) * (tall + gap) + 60 + 40 * bool(caption))
+    last = max(x[-1] for curves in panels.values() for x, _ in curves.values())
+    for i, (ylabel, curves) in enumerate(panels.items()):
+        y = top + i * (tall + gap)
+        axes = page.axes(left, y, right, y + tall)
+        axes.margins(x=0.0, y=0.1)
+        ends = []
+        for k, (name, (xs, ys)) in enumerate(curves.items()):
+            known = [(a, b) for a, b in zip(xs, ys, strict=True) if math.isfinite(b)]
+            colour = COLOURS[k % len(COLOURS)]
+            if known:
+                axes.plot(*zip(*known, strict=True), color=colour, linewidth=1.6, clip_on=False)
+                ends.append((known[-1][1], f"{name}  {known[-1][1]:.3g}", colour))
+        axes.set_xlim(0, last)
+        _name_ends(axes, ends, apart=0.19)
+        axes.set_ylabel(ylabel, color=MUTED, fontsize=9.5, labelpad=8)
+    axes.set_xlabel(xlabel, color=MUTED, fontsize=9.5, labelpad=8)
+    page.heading(left, title, y=67.5)
+    page.label(left, page.height - 34, caption)
+    page.save(path)
+
+
+def _name_ends(axes, ends: Sequence[tuple[float, str, str]], apart: float) -> None:
+    """Writes each (level, words, colour) beside its level, or as near as keeps them apart."""
+    low, high = axes.get_ylim()
+    heights = _spread([(level - low) / (high - low) for level, _, _ in ends], apart)
+    for height, (_, words, colour) in zip(heights, ends, strict=True):
+        axes.text(
+            1.02, height, words, transform=axes.transAxes, va="center", fontsize=9.5, color=colour
+        )
 
 
 def _spread(heights: Sequence[float], apart: float) -> list[float]:
