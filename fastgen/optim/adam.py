@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from fastgen.ops import adam_clip_
@@ -61,10 +62,10 @@ class ClippedAdam(Clipped, torch.optim.Adam):
         capturable: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        self._clip = clip
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad,
-            maximize=maximize, capturable=capturable, decoupled_weight_decay=decoupled_weight_decay,
+            clip=clip, maximize=maximize, capturable=capturable,
+            decoupled_weight_decay=decoupled_weight_decay,
         )  # fmt: skip
 
     def _check(self, group):
@@ -88,7 +89,7 @@ class ClippedAdam(Clipped, torch.optim.Adam):
     def _torch_update(self, group, params, grads, states, steps):
         beta1, beta2 = group["betas"]
         keys = ("lr", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay")
-        torch.optim.adam.adam(
+        adam(
             params, grads, *states, steps,
             has_complex=True, beta1=beta1, beta2=beta2,
             **{key: group[key] for key in (*keys, "maximize", "capturable")},

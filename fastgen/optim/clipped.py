@@ -29,22 +29,25 @@ class Clipped:
     _NAME, _OF_TORCH, _OP, _PLAN, _STATE, _GROUP_KEYS, _SPARSE = (None,) * 7
 
     _step_supports_amp_scaling = True  # so torch.amp.GradScaler sets grad_scale and found_inf
-    _plans = ()  # one GroupPlan for each group
-    _planned_state = None, 0  # the state that the plans hold, and its length
-    _at_bound = ()  # counts of weights at a bound after the last step, of groups that clip
-    _weights = 0  # how many weights these are of
+
+    def __init__(self, *arguments, clip, **options):
+        self._clip = clip
+        self._plans = ()  # one GroupPlan for each group
+        self._planned_state = ()  # the state they hold, and its length
+        self._last = {}  # of the last step; not attributes, whose writes torch.compile loses here
+        super().__init__(*arguments, **options)
 
     @property
     def saturation(self) -> Tensor:
         """The share of clipped weights that are at a bound after the last step, over all groups
         that clip: a float32 tensor without dimensions on the parameters' device; nan before the
         first step and where no group clips. Of distributed tensors this process's shards count."""
-        if not self._at_bound:
+        counts = self._last.get("counts")  # of the groups that clip
+        if not counts:
             device = next((p.device for g in self.param_groups for p in g["params"]), None)
             return torch.full((), torch.nan, dtype=torch.float32, device=device)
-        device = self._at_bound[0].device
-        total = sum(count.to(device, torch.float64) for count in self._at_bound)
-        return (total / self._weights).float()
+        total = sum(count.to(counts[0].device, torch.float64) for count in counts)
+        return (total / self._last["weights"]).float()
 
     def add_param_group(self, param_group):
         if "clip" not in self.defaults:  # called by torch's __init__, which made the defaults
@@ -140,8 +143,8 @@ class Clipped:
             if isinstance(param, Tensor) and "step" in of_param:
                 step = of_param["step"]
                 of_param["step"] = step.to(self._step_device(param), torch.float32)
-        for name in ("_plans", "_planned_state", "_at_bound", "_weights"):
-            vars(self).pop(name, None)
+        self._plans = self._planned_state = ()
+        self._last = {}
 
     @staticmethod
     def _step_device(param):
@@ -188,9 +191,7 @@ class Clipped:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._at_bound, self._weights = self._update(
-            getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        )
+        self._update(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
 
     _observed_step = Optimizer.profile_hook_step(_step)
@@ -218,11 +219,11 @@ class Clipped:
             if group["clip"] is not None:
                 counts += of_group
                 weights += size
-        return counts, weights
+        self._last["counts"], self._last["weights"] = counts, weights
 
     def _fitting_plans(self):
         groups, plans, state = self.param_groups, self._plans, self.state
-        known, length = self._planned_state
+        known, length = self._planned_state or (None, 0)
         if state is not known or len(state) != length or len(plans) != len(groups):
             plans = self._plans = [None] * len(groups)
         for i, group in enumerate(groups):
@@ -244,15 +245,15 @@ class Clipped:
         bounds = self._bounds(group)
         params, grads, idle, steps = [], [], [], []
         first, second, third = [], [], []
-        complex_numbers = self._init_group(group, params, grads, idle, first, second, third, steps)
+        complex_numbers = self._collect(group, params, grads, idle, first, second, third, steps)
         self._check_capturable(group)
         return GroupLists(
             bounds, params, grads, idle, (first, second, third), steps, complex_numbers
         )
 
-    def _init_group(self, group, params, grads, idle, first, second, third, steps):
-        """Fills the lists; whether there are complex numbers. Of torch's name, by which
-        torch.compile knows to run it, not to trace it."""
+    def _collect(self, group, params, grads, idle, first, second, third, steps):
+        """Fills the lists; whether there are complex numbers. Not of torch's name, _init_group,
+        which torch.compile refuses behind a backward in the same graph."""
         for param in group["params"]:
             if param.grad is None:
                 idle.append(param)

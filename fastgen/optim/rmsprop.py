@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from torch.optim.rmsprop import rmsprop
 
 from fastgen.ops import rmsprop_clip_
 from fastgen.optim.clipped import Clipped
@@ -61,10 +62,9 @@ class ClippedRMSprop(Clipped, torch.optim.RMSprop):
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
-        self._clip = clip
         super().__init__(
             params, lr, alpha, eps, weight_decay, momentum, centered,
-            capturable=capturable, maximize=maximize,
+            clip=clip, capturable=capturable, maximize=maximize,
         )  # fmt: skip
 
     def _switches(self, group):
@@ -78,7 +78,7 @@ class ClippedRMSprop(Clipped, torch.optim.RMSprop):
 
     def _torch_update(self, group, params, grads, states, steps):
         square_avgs, momentum_buffers, grad_avgs = states
-        torch.optim.rmsprop.rmsprop(
+        rmsprop(
             params, grads, square_avgs, grad_avgs, momentum_buffers, steps,
             has_complex=True,
             **{key: group[key] for key in (*self._GROUP_KEYS, "maximize", "capturable")},
