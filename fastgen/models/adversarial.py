@@ -44,16 +44,17 @@ class Adversarial(LatentVectors, ImageModel):
         self.levels = config["levels"]
         if self.levels == 1:
             self._refuse("levels", "must be at least 2", 1, "one level leaves nothing to learn")
-        self._check_int("latent_dim", config["latent_dim"], "leave it out for the default")
-        self._check_int("layers", config["layers"], "leave it out for the default")
-        if config["width"] is not None:
-            self._check_int("width", config["width"], "leave it out for the default")
+        for name in ("latent_dim", "width", "layers"):
+            if config[name] is not None:
+                self._check_int(name, config[name], "leave it out for the default")
         ema = config["ema"]
         if ema is not None and not (is_number(ema) and 0 <= ema < 1):
             self._refuse("ema", "must lie in 0 .. 1, 1 excluded", ema, "None keeps no average")
         names = {part: self._name_of(config[part]) for part in ("generator", self._critic_name)}
-        self.config = config | names | {"shape": list(self.shape)}
-        self.latent_dim, self.ema = config["latent_dim"], ema
+        # a map to the plane from more than the plane folds: the ring's modes were missed by it
+        self.latent_dim = config["latent_dim"] or min(64, math.prod(self.shape))
+        self.ema = ema
+        self.config = config | names | {"shape": list(self.shape), "latent_dim": self.latent_dim}
         self.pixels = PixelLikelihood(self.shape, self.levels)
         own = config["generator"], config[self._critic_name]
         self.generator = generator() if own[0] is None else own[0]
@@ -260,13 +261,11 @@ class Adversarial(LatentVectors, ImageModel):
         """Images in [-1, 1] that a generator makes of z."""
         x = (self.generator if net is None else net)(z, *self._given(labels))
         shape = (len(z), *self.shape)
-        if isinstance(x, Tensor) and tuple(x.shape) == (len(z), math.prod(self.shape)):
-            return x.view(shape)
-        if not isinstance(x, Tensor) or tuple(x.shape) != shape:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if got not in (shape, (len(z), math.prod(self.shape))):
             remedy = f"change its last layer; it was given z {tuple(z.shape)}"
             self._refuse("generator", f"must give {shape}", got, remedy)
-        return x
+        return x.reshape(shape).to(self._dtype())  # from half precision under autocast
 
     def _judged(self, x, labels):
         """The critic's numbers (B,) for images in [-1, 1], in at least float32."""

@@ -24,13 +24,14 @@ class ConditionalGAN(GAN):
         conditioning: how labels enter the default discriminator: "concat", their embedding is one
             more channel of the image; "projection", its inner product with the last features is
             added. The default generator has an embedding joined to z.
-        latent_dim: number of latent variables.
+        latent_dim: number of latent variables; default 64, or as many as an image has values where
+            these are fewer.
         ema: of the moving average of the generator's weights that samples are made with; None
             keeps no average.
         net: kind of default networks: mlp or conv; default by the size of images.
-        width: units of their hidden layers (default 256), or channels at full resolution
+        width: units of their hidden layers (default 128), or channels at full resolution
             (default 32).
-        layers: their hidden layers; convolutional ones have as many as the size asks for.
+        layers: their hidden layers, of mlp alone (default 3): conv has as many as the size asks.
 
     Methods are those of `GAN`, with labels as the argument `condition` (of `sample` also y).
     """
@@ -45,11 +46,11 @@ class ConditionalGAN(GAN):
         levels: int | None,
         classes: int | None,
         conditioning: Literal["concat", "projection"] = "concat",
-        latent_dim: int = 64,
+        latent_dim: int | None = None,
         ema: float | None = 0.99,
         net: Net | None = None,
         width: int | None = None,
-        layers: int = 3,
+        layers: int | None = None,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super(GAN, self).__init__(shape, 2 if levels is None else levels, classes)
@@ -62,6 +63,6 @@ class ConditionalGAN(GAN):
         sizes = {"net": net, "width": width, "layers": layers, "classes": classes}
         self._configure(
             config,
-            generator=lambda: image_generator(latent_dim, self.shape, **sizes),
+            generator=lambda: image_generator(self.latent_dim, self.shape, **sizes),
             critic=lambda: image_critic(self.shape, conditioning=conditioning, **sizes),
         )

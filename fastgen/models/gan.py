@@ -29,13 +29,14 @@ class GAN(Adversarial):
             gradient vanishes where D is sure; "hinge"; "least_squares".
         shape: (C, H, W) of the images.
         levels: number of values of the images; None for real-valued ones in [-1, 1].
-        latent_dim: number of latent variables.
+        latent_dim: number of latent variables; default 64, or as many as an image has values where
+            these are fewer.
         ema: of the moving average of the generator's weights that samples are made with; None
             keeps no average.
         net: kind of default networks: mlp or conv; default by the size of images.
-        width: units of their hidden layers (default 256), or channels at full resolution
+        width: units of their hidden layers (default 128), or channels at full resolution
             (default 32).
-        layers: their hidden layers; convolutional ones have as many as the size asks for.
+        layers: their hidden layers, of mlp alone (default 3): conv has as many as the size asks.
 
     ``critic_step(optimizer, images)`` and ``generator_step(optimizer, n)`` are one update each;
     ``critic_loss``, ``generator_loss`` leave the update to you. ``sample(n)``, ``decode(z)``,
@@ -54,11 +55,11 @@ class GAN(Adversarial):
         loss: GANLoss = "non_saturating",
         shape: tuple[int, int, int],
         levels: int | None,
-        latent_dim: int = 64,
+        latent_dim: int | None = None,
         ema: float | None = 0.99,
         net: Net | None = None,
         width: int | None = None,
-        layers: int = 3,
+        layers: int | None = None,
     ):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(shape, 2 if levels is None else levels)
@@ -67,7 +68,7 @@ class GAN(Adversarial):
         sizes = {"net": net, "width": width, "layers": layers}
         self._configure(
             config,
-            generator=lambda: image_generator(latent_dim, self.shape, **sizes),
+            generator=lambda: image_generator(self.latent_dim, self.shape, **sizes),
             critic=lambda: image_critic(self.shape, **sizes),
         )
 

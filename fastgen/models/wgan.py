@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.models.adversarial import Adversarial, is_number
-from fastgen.models.gan_nets import image_critic, image_generator
+from fastgen.models.gan_nets import default_net, image_critic, image_generator
 from fastgen.models.image_nets import Net
 from fastgen.ops.clip_weights_ import clip_weights_
 from fastgen.ops.philox_uniform import rand
+from fastgen.optim import ClippedRMSprop
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -30,20 +31,21 @@ class WGAN(Adversarial):
         critic: a module, images as floats in [-1, 1] (B, C, H, W) -> (B,) or (B, 1); None for the
             default.
         clip: bound of the critic's weights after each of its updates, those of normalisation
-            layers apart: a scale held below 0.01 would leave nothing of the signal. Default 0.01,
-            without a penalty.
+            layers apart: a scale held below 0.01 would leave nothing of the signal. Default the
+            paper's 0.01, and 0.1 of a default mlp, whose layers have few inputs to add up.
         n_critic: updates of the critic for each of the generator, in `fastgen.train`.
         penalty: weight of the gradient penalty; 10 is the paper's. Its critic must not have batch
             norm, which makes a gradient one of the whole batch.
         shape: (C, H, W) of the images.
         levels: number of values of the images; None for real-valued ones in [-1, 1].
-        latent_dim: number of latent variables.
+        latent_dim: number of latent variables; default 64, or as many as an image has values where
+            these are fewer.
         ema: of the moving average of the generator's weights that samples are made with; None
             keeps no average.
         net: kind of default networks: mlp or conv; default by the size of images.
-        width: units of their hidden layers (default 256), or channels at full resolution
+        width: units of their hidden layers (default 128), or channels at full resolution
             (default 32).
-        layers: their hidden layers; convolutional ones have as many as the size asks for.
+        layers: their hidden layers, of mlp alone (default 3): conv has as many as the size asks.
 
     Methods are those of `GAN`.
     """
@@ -61,16 +63,17 @@ class WGAN(Adversarial):
         penalty: float | None = None,
         shape: tuple[int, int, int],
         levels: int | None,
-        latent_dim: int = 64,
+        latent_dim: int | None = None,
         ema: float | None = 0.99,
         net: Net | None = None,
         width: int | None = None,
-        layers: int = 3,
+        layers: int | None = None,
     ):
-        if clip is None and penalty is None:
-            clip = 0.01
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(shape, 2 if levels is None else levels)
+        if clip is None and penalty is None:
+            is_mlp = critic is None and (net or default_net(shape)) == "mlp"
+            clip = config["clip"] = 0.1 if is_mlp else 0.01
         if clip is not None and penalty is not None:
             self._refuse("clip", "takes the penalty's place", f"{clip} and {penalty}", "give one")
         for name, value in (("clip", clip), ("penalty", penalty)):
@@ -82,7 +85,7 @@ class WGAN(Adversarial):
         sizes = {"net": net, "width": width, "layers": layers}
         self._configure(
             config,
-            generator=lambda: image_generator(latent_dim, self.shape, **sizes),
+            generator=lambda: image_generator(self.latent_dim, self.shape, **sizes),
             critic=lambda: self._default_critic(sizes),
         )
         if penalty is not None:
@@ -140,8 +143,6 @@ class WGAN(Adversarial):
     def critic_optimizer(self, lr=None, *, weight_decay=0.0):
         """`fastgen.optim.ClippedRMSprop`, with normalisation layers in a group that is not clipped;
         with a penalty Adam of betas (0.5, 0.9). lr by default the model's."""
-        from fastgen.optim import ClippedRMSprop
-
         if self.clip is None:
             return self._adam(self.critic, lr, weight_decay, betas=(0.5, 0.9))
         clipped, free = self._clipped_and_free()
@@ -152,8 +153,6 @@ class WGAN(Adversarial):
     def generator_optimizer(self, lr=None, *, weight_decay=0.0):
         """`fastgen.optim.ClippedRMSprop` without a clip; with a penalty Adam of betas (0.5, 0.9).
         lr by default the model's."""
-        from fastgen.optim import ClippedRMSprop
-
         if self.clip is None:
             return self._adam(self.generator, lr, weight_decay, betas=(0.5, 0.9))
         parameters = self.generator.parameters()
@@ -162,9 +161,10 @@ class WGAN(Adversarial):
     def _default_critic(self, sizes):
         critic = image_critic(self.shape, **sizes)
         if self.clip is not None:
-            # within the bounds from the start: the first clip would put nearly all weights on them
+            # made smaller, not clipped, to begin with: that would put nearly all weights on a bound
             for parameter in critic.parameters():
-                nn.init.uniform_(parameter, -self.clip, self.clip)
+                parameter.data.mul_((self.clip / parameter.detach().abs().max()).clamp(max=1))
+            clip_weights_(critic, self.clip)  # the product may round upwards
         return critic
 
     def _clipped_and_free(self):
@@ -185,5 +185,6 @@ class WGAN(Adversarial):
         none = torch.zeros(len(real), dtype=torch.int64, device=real.device)
         total = self._judged(between, none).sum()
         (gradient,) = torch.autograd.grad(total, between, create_graph=True)
-        norm = torch.linalg.vector_norm(gradient.flatten(1).float(), dim=1)
+        gradient = gradient.flatten(1).to(total.dtype)
+        norm = torch.linalg.vector_norm(gradient, dim=1)
         return (norm - 1).square().mean()
