@@ -20,8 +20,8 @@ ALSO_AT = ()
 BATCH, CLIP, N_CRITIC, RATE = 64, 0.01, 5, 5e-5
 # name -> options of the model, and the shape of its images where they are not digits
 CASES: dict[str, tuple[dict, tuple[int, int, int] | None]] = {
-    "digits, 8x8, fully connected": ({}, None),
-    "digits, 8x8, convolutional": ({"net": "conv"}, None),
+    "digits, 8x8, fully connected": ({"net": "mlp"}, None),
+    "digits, 8x8, convolutional": ({}, None),
     "32x32 colour, convolutional": ({}, (3, 32, 32)),
 }
 QUICK = "digits, 8x8, fully connected"
