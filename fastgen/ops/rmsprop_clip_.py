@@ -54,7 +54,8 @@ def rmsprop_clip_(
     4. ``p = clamp(p, low, high)``
 
     `fastgen.optim.ClippedRMSprop` is the optimiser around it. On CPU the bits are those of
-    `torch.optim.RMSprop` followed by `clamp_`. Half precision is rounded after every step of the
+    `torch.optim.RMSprop` followed by `clamp_`, where PyTorch's square root is rounded correctly
+    (MKL's is not on AMD's processors). Half precision is rounded after every step of the
     arithmetic, as there. Not differentiable.
 
     Args:

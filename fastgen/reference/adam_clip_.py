@@ -4,6 +4,7 @@ import torch
 
 from fastgen.reference.amp import skips, unscaled
 from fastgen.reference.clip_weights_ import clip_weights_
+from fastgen.reference.torch_arithmetic import plus, square_root
 
 
 @torch.no_grad()
@@ -20,12 +21,12 @@ def adam_clip_(
         if weight_decay != 0 and decoupled:
             param.mul_(1 - lr * weight_decay)
         elif weight_decay != 0:
-            grad = grad.add(param, alpha=weight_decay)
+            grad = plus(grad, param, weight_decay)
         exp_avgs[i].lerp_(grad, 1 - beta1)
         square = exp_avg_sqs[i].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         if max_exp_avg_sqs:
             square = torch.maximum(max_exp_avg_sqs[i], square, out=max_exp_avg_sqs[i])
         step = steps[i].item()
-        root = (square.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+        root = (square_root(square) / (1 - beta2**step) ** 0.5).add_(eps)
         param.addcdiv_(exp_avgs[i], root, value=-lr / (1 - beta1**step))
     return clip_weights_(params, low, high)

@@ -4,6 +4,7 @@ import torch
 
 from fastgen.reference.amp import skips, unscaled
 from fastgen.reference.clip_weights_ import clip_weights_
+from fastgen.reference.torch_arithmetic import plus, square_root
 
 
 @torch.no_grad()
@@ -16,15 +17,15 @@ def rmsprop_clip_(
         grad = unscaled(grads[i], grad_scale)
         grad = -grad if maximize else grad
         if weight_decay != 0:
-            grad = grad.add(param, alpha=weight_decay)
+            grad = plus(grad, param, weight_decay)
         average = square_avgs[i].mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
         if grad_avgs:
             grad_avgs[i].lerp_(grad, 1 - alpha)
             average = average.addcmul(grad_avgs[i], grad_avgs[i], value=-1)
-        root = average.sqrt().add_(eps)
+        root = square_root(average).add_(eps)
         if momentum_buffers:
             momentum_buffers[i].mul_(momentum).addcdiv_(grad, root)
-            param.add_(momentum_buffers[i], alpha=-lr)
+            param.copy_(plus(param, momentum_buffers[i], -lr))
         else:
             param.addcdiv_(grad, root, value=-lr)
         if steps:
