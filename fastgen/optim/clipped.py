@@ -235,13 +235,16 @@ class Clipped:
 
     def _state_to_plan(self, param, group):
         """The state of a parameter that has some or a gradient, else nothing."""
-        if param.grad is not None and param.grad.is_sparse:
-            raise RuntimeError(self._SPARSE)
         if param.grad is None and not self.state.get(param):
             return {}
         return self._make_state(param, group)
 
+    def _refuse_sparse(self, group):
+        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+            raise RuntimeError(self._SPARSE) from None
+
     def _listed(self, group):
+        self._refuse_sparse(group)
         bounds = self._bounds(group)
         params, grads, idle, steps = [], [], [], []
         first, second, third = [], [], []
@@ -258,8 +261,6 @@ class Clipped:
             if param.grad is None:
                 idle.append(param)
                 continue
-            if param.grad.is_sparse:
-                raise RuntimeError(self._SPARSE)
             state = self._make_state(param, group)
             params.append(param)
             grads.append(param.grad)

@@ -10,7 +10,7 @@ _PLAIN = torch._C._disabled_torch_dispatch_impl
 def _planned(op, params):
     """Whether C++ may read these tensors itself: all their arithmetic is torch's own, and their
     device has a kernel."""
-    return all(
+    return bool(params) and all(
         type(p).__torch_dispatch__ is _PLAIN
         and p.layout is torch.strided
         and not p.is_complex()
@@ -35,16 +35,16 @@ class GroupPlan:
         self.count = len(self.params)
         self.ends = self.params[:1] + self.params[-1:]
         self.switches = optimizer._switches(group)
-        self.parts = self.state = self.average = None
+        self.parts = self.first = None
         if not _planned(optimizer._OP, self.params):
             return
         optimizer._check_capturable(group)
         self.weights = sum(p.numel() for p in self.params)
         states = [optimizer._state_to_plan(p, group) for p in self.params]
-        for state in states:
-            if state:
-                self.state, self.average = state, state[optimizer._STATE[0][0]]
-                break
+        self.first = next((p for p, s in zip(self.params, states, strict=True) if s), None)
+        if self.first is not None:
+            self.state = optimizer.state[self.first]
+            self.average = self.state[optimizer._STATE[0][0]]
         by_device = {}
         for param, state in zip(self.params, states, strict=True):
             by_device.setdefault(param.device, []).append((param, state))
@@ -61,13 +61,17 @@ class GroupPlan:
             self.parts.append((device, make([param for param, _ in members], *lists)))
 
     def fits(self, optimizer, group):
-        params, state = group["params"], self.state
+        params = group["params"]
         if (
             params is not self.params
             or len(params) != self.count
             or (params and (params[0] is not self.ends[0] or params[-1] is not self.ends[-1]))
             or optimizer._switches(group) != self.switches
-            or (state is not None and state.get(optimizer._STATE[0][0]) is not self.average)
+        ):
+            return False
+        if self.first is not None and (
+            optimizer.state.get(self.first) is not self.state
+            or self.state.get(optimizer._STATE[0][0]) is not self.average
         ):
             return False
         if group["clip"] is not self.clip:
@@ -85,7 +89,11 @@ class GroupPlan:
                 rate, lr if rate is None else 0.0, *numbers, *self.bounds,
                 on_device(scale, device), on_device(inf, device),
             )  # fmt: skip
-            count = plan.step(*arguments)
+            try:
+                count = plan.step(*arguments)
+            except RuntimeError:
+                optimizer._refuse_sparse(group)
+                raise
             if count is None:  # the first gradient of a parameter without state
                 self.__init__(optimizer, group)
                 self.fits(optimizer, group)
