@@ -1,5 +1,5 @@
 // The Python module fastgen._C. pybind11 binds what is not a tensor op: the CPU level, the build,
-// the measured FMA ceiling. Tensor ops reach Python through torch's dispatcher, which gives them
+// the measured ceilings. Tensor ops reach Python through torch's dispatcher, which gives them
 // autograd, torch.compile and device dispatch; importing this module registers them. No torch
 // headers here: they and pybind11's are each expensive to compile.
 #include <pybind11/pybind11.h>
@@ -8,6 +8,7 @@
 #include "cuda/device.h"
 #include "engine_bindings.h"
 #include "fma_peak.h"
+#include "memory_pass.h"
 
 namespace py = pybind11;
 using namespace fastgen;
@@ -52,5 +53,15 @@ PYBIND11_MODULE(_C, m) {
       "fma_flops", [](int64_t iterations) { return FASTGEN_KERNELS(fma_peak).run(iterations); },
       py::call_guard<py::gil_scoped_release>(), py::arg("iterations"),
       "Runs register-only float32 FMAs at the level in force; returns the FLOPs done.");
+  m.def(
+      "memory_pass",
+      [](uintptr_t weights, uintptr_t grads, uintptr_t averages, int64_t count) {
+        FASTGEN_KERNELS(memory_pass)
+            .run(reinterpret_cast<float*>(weights), reinterpret_cast<const float*>(grads),
+                 reinterpret_cast<float*>(averages), count);
+      },
+      py::call_guard<py::gil_scoped_release>(), py::arg("weights"), py::arg("grads"),
+      py::arg("averages"), py::arg("count"),
+      "One pass over float32 arrays at these addresses, the first and last written back.");
   bind_engine(m);
 }
