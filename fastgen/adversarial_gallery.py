@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from fastgen import figures
 from fastgen.gallery import Gallery
+from fastgen.log import read_log
 from fastgen.models.scores import nearest_distances
 from fastgen.train import LOG
 
@@ -94,16 +94,13 @@ class AdversarialGallery(Gallery):
         )
 
     def _curves(self) -> None:
-        try:
-            with (self.directory / LOG).open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        except FileNotFoundError:
-            return
-        steps = [int(row["step"]) for row in rows]
+        log = self.directory / LOG
+        rows = read_log(log) if log.exists() else []
+        steps = [row["step"] for row in rows]
         panels: dict = {}
         for panel, lines in _PANELS.items():
             for name, column in lines.items():
-                values = [float(row.get(column, math.nan)) for row in rows]
+                values = [row.get(column, math.nan) for row in rows]
                 if any(map(math.isfinite, values)):
                     panels.setdefault(panel, {})[name] = (steps, values)
         if panels:

@@ -182,6 +182,19 @@ def test_flags_follow_signatures():
 
 
 @pytest.mark.slow
+def test_points_are_drawn_in_the_plane_all_the_way(tmp_path):
+    out, picture = tmp_path / "run", tmp_path / "samples.png"
+    line = f"train vae --data rings --out {out} --steps 2 --width 8 --test-images 20 --grids 1"
+    assert run(line) == 0
+    assert run(f"sample {out} -n 20 --out {picture}") == 0
+    pictures = [*out.glob("samples/*.png"), *out.glob("reconstructions/*.png"), picture]
+    assert len(pictures) == 3
+    assert {Image.open(path).size for path in pictures} == {(512, 512)}
+    assert run(f"figures {out}") == 0
+    drawn = {path.stem for path in out.glob("figures/*.png")}
+    assert drawn == {"samples", "reconstructions", "kl", "scatter"}
+
+
 def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(tmp_path):
     out = tmp_path / "run"
     line = f"train gated-pixelcnn --data digits --out {out} --minutes 10 {TINY}"
