@@ -2,9 +2,10 @@
 // (vectors of elements) and the CUDA kernels (numbers); torch-free.
 //
 // The bits are those of torch's own sequence of calls on the CPU: halves are rounded to their type
-// after every call, and a product is fused with the sum behind it exactly where one call does both.
-// So a rule says `fused` or `product` for each of its multiplications and leaves the compiler
-// nothing to contract. It is written for an `Arithmetic` of these members:
+// after every call (and so is the factor of a sum), and a product is fused with the sum behind it
+// exactly where one call does both. So a rule says `fused` or `product` for each of its
+// multiplications and leaves the compiler nothing to contract. It is written for an `Arithmetic` of
+// these members:
 //
 //   Scalar               the arithmetic type
 //   Value                a number of that type or a vector of them; operators as usual
@@ -93,7 +94,7 @@ struct GradientValues {
 
   FASTGEN_RULE GradientValues(bool maximize, double weight_decay, double grad_scale)
       : factor(A::stored((maximize ? -1 : 1) / grad_scale)),
-        weight_decay(A::all(weight_decay)),
+        weight_decay(A::stored(weight_decay)),
         decays(weight_decay != 0) {}
 
   FASTGEN_RULE typename A::Value operator()(typename A::Value g, typename A::Value p) const {
@@ -122,7 +123,7 @@ struct RmspropValues {
   GradientValues<A> gradient;
   SquareAverageValues<A> square_average;
   LerpValues<A> grad_average;
-  Value eps, minus_lr, momentum;
+  Value eps, minus_lr, minus_stored_lr, momentum;
 
   FASTGEN_RULE explicit RmspropValues(const RmspropSettings& s)
       : gradient(s.maximize, s.weight_decay, s.grad_scale),
@@ -130,6 +131,7 @@ struct RmspropValues {
         grad_average(1 - s.alpha),
         eps(A::all(s.eps)),
         minus_lr(A::all(-s.lr)),
+        minus_stored_lr(A::stored(-s.lr)),
         momentum(A::all(s.momentum)) {}
 
   // p, v = square_avg, b = momentum_buffer, a = grad_avg; the clip is the caller's.
@@ -146,7 +148,7 @@ struct RmspropValues {
     if (kMomentum) {
       b = A::rounded(A::product(b, momentum));
       b = A::rounded(b + g / root);
-      p = A::rounded(A::fused(b, minus_lr, p));
+      p = A::rounded(A::fused(b, minus_stored_lr, p));
     } else {
       p = A::rounded(p + A::product(g, minus_lr) / root);
     }
