@@ -65,7 +65,7 @@ class AdversarialGallery(Gallery):
             self._path("interpolation"),
             strips.cpu(),
             title="Interpolations",
-            caption=f"{self.caption}: between two latent vectors",
+            caption=f"{self.caption}: between two samples",
             **self.look,
         )
 
@@ -78,7 +78,7 @@ class AdversarialGallery(Gallery):
             *(images.cpu() for images in terms),
             names=("a", "b", "c", "a \N{MINUS SIGN} b + c"),
             title="Latent arithmetic",
-            caption=f"{self.caption}: among latent vectors",
+            caption=f"{self.caption}: a, b, c are samples",
             **self.look,
         )
 

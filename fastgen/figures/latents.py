@@ -78,7 +78,8 @@ def interpolation_strips(
     _check("interpolation_strips", "images", images, 5)
     columns = images.shape[1] + 2 * (first is not None)
     scale = _scale(images.shape[1:], columns)
-    strip = [("decoded between the two", images, SAMPLE_INK)]
+    words = "" if first is None and last is None else "decoded between the two"
+    strip = [(words, images, SAMPLE_INK)]
     if first is not None:
         strip.insert(0, ("image", first[:, None], INK))
     if last is not None:
@@ -186,10 +187,10 @@ def latent_arithmetic(
 
 def _beside(path, panels: list[tuple[str, np.ndarray]], title, caption, rows=1, signs=()):
     """Named panels of one height side by side, perhaps with signs between their rows."""
-    gap = _GAP + 24 * bool(signs)
+    gap, header = _GAP + 24 * bool(signs), any(name for name, _ in panels)
     wide = sum(pixels.shape[1] for _, pixels in panels) + gap * (len(panels) - 1)
     tall = panels[0][1].shape[0]
-    page, top = _page(_RIGHT, wide, tall, title, caption, header=True)
+    page, top = _page(_RIGHT, wide, tall, title, caption, header=header)
     x, row = _RIGHT, tall / rows
     for i, (name, pixels) in enumerate(panels):
         page.picture(x, top, pixels)
