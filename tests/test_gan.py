@@ -113,10 +113,9 @@ def test_real_and_generated_images_meet_the_same_critic(kind):
     y = labels(net)
     x = net.pixels.scaled(images(), torch.float32)
     fake = torch.rand(4, *SHAPE)
-    args = (torch.zeros(4, dtype=torch.int64) if y is None else y,)
-    together = net._judged_both(x, fake, *args)
+    together = net._judged_both(x, fake, y)
     net._joins = False  # as with one's own critic
-    for a, b in zip(together, net._judged_both(x, fake, *args), strict=True):
+    for a, b in zip(together, net._judged_both(x, fake, y), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(net.discriminate(images(), y), together[0])
     torch.testing.assert_close(net.score(images(), y), -together[0].detach())

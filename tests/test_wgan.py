@@ -70,7 +70,7 @@ def test_the_distance_is_the_difference_of_means():
     torch.manual_seed(3)
     loss, figures = net.critic_loss(images())
     torch.manual_seed(3)
-    fake = net.generator(net._noise(4))
+    fake = net.generator(net._noise(4, net._like()))
     real = net.pixels.scaled(images(), torch.float32)
     expected = net.critic(real).mean() - net.critic(fake).mean()
     torch.testing.assert_close(figures["wasserstein"], expected)

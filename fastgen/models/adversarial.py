@@ -69,12 +69,8 @@ class Adversarial(LatentVectors, ImageModel):
         self, images: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what the critic minimises, figures of it), of real images and as many generated ones."""
-        labels = self._checked(images, condition)
-        real = self.pixels.scaled(images, self._dtype())
-        with torch.no_grad():
-            fake = self._generated(self._noise(len(images)), labels)
-        a, b = self._judged_both(real, fake, labels)
-        loss = LOSSES[self.loss][0](a, b)
+        real, fake, labels = self._opponents(images, condition)
+        loss = LOSSES[self.loss][0](*self._judged_both(real, fake, labels))
         return loss, {"critic_loss": loss}
 
     def generator_loss(
@@ -82,8 +78,9 @@ class Adversarial(LatentVectors, ImageModel):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what the generator minimises, figures of it), of n images."""
         self._check_int("n", n, "say how many images")
-        labels = self._labels(condition, n, self._like().device)
-        fake = self._generated(self._noise(n), labels)
+        like = self._like()
+        labels = self._labels(condition, n, like.device)
+        fake = self._generated(self._noise(n, like), labels)
         loss = LOSSES[self.loss][1](self._judged(fake, labels))
         return loss, {"generator_loss": loss}
 
@@ -103,7 +100,7 @@ class Adversarial(LatentVectors, ImageModel):
         clip_grad: largest norm of the gradient; 0 leaves it alone.
         """
         loss, figures = self.critic_loss(images, condition)
-        _update(optimizer, loss, self.critic, clip_grad)
+        _update(optimizer, loss, clip_grad)
         return {name: value.detach() for name, value in figures.items()}
 
     def generator_step(
@@ -120,7 +117,7 @@ class Adversarial(LatentVectors, ImageModel):
         condition, clip_grad: as in `critic_step`.
         """
         loss, figures = self.generator_loss(n, condition)
-        _update(optimizer, loss, self.generator, clip_grad)
+        _update(optimizer, loss, clip_grad)
         self.update_average()
         return {name: value.detach() for name, value in figures.items()}
 
@@ -183,11 +180,10 @@ class Adversarial(LatentVectors, ImageModel):
         check_draws(None, n, first_index, temperature, None, None, None)
         self._check_truncation(truncation)
         seed = seed_of(seed, generator, None)
-        none = torch.zeros(n, dtype=torch.int64, device=self._like().device)
         if n == 0:
             return self._like().new_zeros(0, self.latent_dim)
         return in_blocks(
-            self, none, first_index, lambda i, _: self._block(i, seed, truncation, temperature)
+            self, n, None, first_index, lambda i, _: self._block(i, seed, truncation, temperature)
         )
 
     @torch.no_grad()
@@ -223,6 +219,7 @@ class Adversarial(LatentVectors, ImageModel):
         seed = seed_of(seed, generator, None)
         return in_blocks(
             self,
+            n,
             labels,
             first_index,
             lambda i, part: self._decoded(self._block(i, seed, truncation, temperature), part),
@@ -257,6 +254,13 @@ class Adversarial(LatentVectors, ImageModel):
         """
         return self.decode(a - b + c, condition)
 
+    def _opponents(self, images, condition):
+        """Images in [-1, 1], as many generated ones, and labels of both."""
+        labels, like = self._checked(images, condition), self._like()
+        with torch.no_grad():
+            fake = self._generated(self._noise(len(images), like), labels)
+        return self.pixels.scaled(images, like.dtype), fake, labels
+
     def _generated(self, z, labels, net=None):
         """Images in [-1, 1] that a generator makes of z."""
         x = (self.generator if net is None else net)(z, *self._given(labels))
@@ -265,7 +269,7 @@ class Adversarial(LatentVectors, ImageModel):
         if got not in (shape, (len(z), math.prod(self.shape))):
             remedy = f"change its last layer; it was given z {tuple(z.shape)}"
             self._refuse("generator", f"must give {shape}", got, remedy)
-        return x.reshape(shape).to(self._dtype())  # from half precision under autocast
+        return x.reshape(shape).to(z.dtype)  # from half precision under autocast
 
     def _judged(self, x, labels):
         """The critic's numbers (B,) for images in [-1, 1], in at least float32."""
@@ -283,7 +287,8 @@ class Adversarial(LatentVectors, ImageModel):
     def _judged_both(self, real, fake, labels):
         if not self._joins:
             return self._judged(real, labels), self._judged(fake, labels)
-        return self._judged(torch.cat((real, fake)), labels.repeat(2)).chunk(2)
+        labels = None if labels is None else labels.repeat(2)
+        return self._judged(torch.cat((real, fake)), labels).chunk(2)
 
     def _decoded(self, z, labels):
         net = self.generator if self.average is None else self.average
@@ -300,8 +305,7 @@ class Adversarial(LatentVectors, ImageModel):
         most = math.erf(truncation / math.sqrt(2))
         return (temperature * torch.special.ndtri((1 + (2 * u - 1) * most) / 2)).to(like.dtype)
 
-    def _noise(self, n):
-        like = self._like()
+    def _noise(self, n, like):
         return randn((n, self.latent_dim), dtype=like.dtype, device=like.device)
 
     def _adam(self, net, lr, weight_decay, betas=(0.5, 0.999)):
@@ -317,9 +321,16 @@ class Adversarial(LatentVectors, ImageModel):
             remedy = "None draws from the whole normal distribution"
             self._refuse("truncation", "must be a positive number", truncation, remedy)
 
-    def _given(self, labels):
+    def _labels(self, condition, batch, device):
+        """int64 (batch,); None where there are no classes."""
+        if self.classes is None and condition is None:
+            return None
+        return super()._labels(condition, batch, device)
+
+    @staticmethod
+    def _given(labels):
         """What the networks are given beside their input."""
-        return () if self.classes is None else (labels,)
+        return () if labels is None else (labels,)
 
     def _like(self):
         return next(self.generator.parameters())
@@ -332,8 +343,8 @@ def is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _update(optimizer, loss, net, clip_grad):
-    parameters = [p for p in net.parameters() if p.requires_grad]
+def _update(optimizer, loss, clip_grad):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     loss.backward(inputs=parameters)  # the other network's gradients are left alone
     if clip_grad > 0:

@@ -1,6 +1,6 @@
 """Samples as blocks of a seed's stream: image i of a seed is the same whatever is drawn with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,10 @@ BLOCK = 16  # samples decoded at a time, always so many: other matrices round ot
 STREAM = 0x9E3779B97F4A7C15  # from the random numbers of one draw to those of the next
 
 
-def labels_of_samples(model: nn.Module, n: int, y: Tensor | int | None, condition) -> Tensor:
-    """int64 (n,): those of y, or of `condition`, its other name; one label is for all."""
+def labels_of_samples(
+    model: nn.Module, n: int, y: Tensor | int | None, condition: Tensor | None
+) -> Tensor | None:
+    """What the model makes of the labels y, or `condition`, their other name; one is for all."""
     if y is not None and condition is not None:
         model._refuse("condition", "is another name of y", "both", "give one of them")
     y = condition if y is None else y
@@ -22,21 +24,28 @@ def labels_of_samples(model: nn.Module, n: int, y: Tensor | int | None, conditio
 
 @torch.no_grad()
 def in_blocks(
-    model: nn.Module, labels: Tensor, first_index: int, draw: Callable[[int, Tensor], Tensor]
+    model: nn.Module,
+    n: int,
+    labels: Tensor | None,
+    first_index: int,
+    draw: Callable[[int, Tensor | None], Tensor],
 ) -> Tensor:
-    """Samples first_index and on, one for each label, in eval mode.
+    """Samples first_index to first_index + n - 1, in eval mode.
 
-    draw: (number of a block, its labels (BLOCK,)) -> its samples (BLOCK, ...).
+    labels: (n,), or None.
+    draw: (number of a block, its labels (BLOCK,) or None) -> its samples (BLOCK, ...).
     """
-    n = len(labels)
     first, last = first_index // BLOCK, -(-(first_index + n) // BLOCK)
     offset = first_index - first * BLOCK
-    padded = labels.new_zeros((last - first) * BLOCK)
-    padded[offset : offset + n] = labels
+    parts: Sequence[Tensor | None] = [None] * (last - first)
+    if labels is not None:
+        padded = labels.new_zeros((last - first) * BLOCK)
+        padded[offset : offset + n] = labels
+        parts = padded.split(BLOCK)
     was_training = model.training
     model.eval()
     try:
-        blocks = [draw(first + i, part) for i, part in enumerate(padded.split(BLOCK))]
+        blocks = [draw(first + i, part) for i, part in enumerate(parts)]
     finally:
         model.train(was_training)
     return torch.cat(blocks)[offset : offset + n]

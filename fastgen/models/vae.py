@@ -281,7 +281,11 @@ class VAE(LatentSpace, EncoderDecoder):
             return self.pixels.images(next(self.parameters()).new_zeros(0, *self.shape))
         seed = seed_of(seed, generator, None)
         return in_blocks(
-            self, labels, first_index, lambda *block: self._block(*block, seed, temperature, pixels)
+            self,
+            n,
+            labels,
+            first_index,
+            lambda *block: self._block(*block, seed, temperature, pixels),
         )
 
     def _block(self, index, labels, seed, temperature, pixels):

@@ -108,10 +108,7 @@ class WGAN(Adversarial):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(what the critic minimises, figures of it): critic_loss, wasserstein (the difference of
         its means, which the loss is the negative of) and gradient_penalty, if there is one."""
-        labels = self._checked(images, condition)
-        real = self.pixels.scaled(images, self._dtype())
-        with torch.no_grad():
-            fake = self._generated(self._noise(len(images)), labels)
+        real, fake, labels = self._opponents(images, condition)
         a, b = self._judged_both(real, fake, labels)
         distance = a.mean() - b.mean()
         figures = {"critic_loss": -distance, "wasserstein": distance}
@@ -182,8 +179,7 @@ class WGAN(Adversarial):
         """Mean over images between a real and a generated one of (|gradient| - 1)^2."""
         t = rand(len(real), 1, 1, 1, dtype=real.dtype, device=real.device)
         between = torch.lerp(fake, real, t).requires_grad_()
-        none = torch.zeros(len(real), dtype=torch.int64, device=real.device)
-        total = self._judged(between, none).sum()
+        total = self._judged(between, None).sum()
         (gradient,) = torch.autograd.grad(total, between, create_graph=True)
         gradient = gradient.flatten(1).to(total.dtype)
         norm = torch.linalg.vector_norm(gradient, dim=1)
