@@ -200,7 +200,7 @@ class Clipped:
         groups = self.param_groups
         if (
             torch.compiler.is_compiling()
-            or _backends._forced
+            or _backends.forced()
             or torch._C._len_torch_dispatch_stack()
         ):
             plans = [None] * len(groups)
