@@ -131,7 +131,7 @@ def _train(argv: Sequence[str]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(settings.get("seed", 0))
         model = MODELS[name](**options)
-    count = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"{name}: {count:,} parameters; {load['spec']}: {_describe(data)}")
     result = train(model, data, data_arguments=load, **settings)
     figures = ", ".join(f"{k.replace('_per_', '/')} {v:.4f}" for k, v in result.test.items())
