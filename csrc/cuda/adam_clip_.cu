@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads)
   const int i = threadIdx.x;
   if (i >= table.count || skips(numbers)) return;
   const AdamStep& step = table.steps[i];
-  const float now = (step.at != nullptr ? *step.at : step.value) + 1;
+  const float now = step.at != nullptr ? *step.at + 1 : step.value;
   if (step.at != nullptr) *step.at = now;
   const double rate = rate_of(numbers, settings.lr);
   factors[i].minus_step_size = -rate / (1 - std::pow(settings.beta1, static_cast<double>(now)));
@@ -62,7 +62,7 @@ struct Adam {
 
   template <class RowT>
   __device__ Rule of(const RowT& row, bool) const {
-    if (row.only_clipped || skips(numbers)) return {values, clip, kParam, 0, 0};
+    if (skips(numbers)) return {values, clip, kParam, 0, 0};
     Rule rule{values, clip, kParam | kGrad | kThird | kFourth, A::all(row.factors->minus_step_size),
               A::all(row.factors->correction)};
     if (amsgrad) rule.operands |= kFifth;

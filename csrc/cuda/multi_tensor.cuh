@@ -38,7 +38,6 @@ struct FlatRow {
   const AdamFactors* factors;
   uint32_t elements;
   bool aligned;  // to kVectorBytes, in every operand
-  bool only_clipped;
 };
 
 template <int kOperands>
@@ -201,7 +200,6 @@ void fill(const Row& row, FlatRow<kOperands>* filled) {
   filled->step = row.step;
   filled->factors = row.factors;
   filled->elements = static_cast<uint32_t>(row.elements);
-  filled->only_clipped = row.only_clipped;
   filled->aligned = true;
   for (int j = 0; j < kOperands; ++j) {
     filled->data[j] = row.data[j];

@@ -30,8 +30,7 @@ struct Row {
   void* data[kMaxOperands];
   int64_t elements;  // less than 2^31
   Storage storage;
-  bool only_clipped;  // a parameter without gradient
-  int32_t dims;       // 0: flat, all operands lie densely in the same order
+  int32_t dims;  // 0: flat, all operands lie densely in the same order
   int64_t sizes[kMaxDims], strides[kMaxOperands][kMaxDims];
   float* step;                 // rmsprop_clip_: counts the tensor's steps; null: nothing does
   const AdamFactors* factors;  // adam_clip_: the tensor's
@@ -45,7 +44,7 @@ struct DeviceNumbers {
   const float* found_inf;  // not 0: only the clip is done, and no step is counted
 };
 
-// A tensor's count of steps: on the device, where it is moved on, or else as a value that is.
+// A tensor's step: on the device, where the one before is counted up, or else its number.
 struct AdamStep {
   float* at;
   float value;

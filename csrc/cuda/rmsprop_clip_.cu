@@ -43,7 +43,7 @@ struct Rmsprop {
 
   template <class RowT>
   __device__ Rule of(const RowT& row, bool first) const {
-    if (row.only_clipped || skips(numbers)) return {values, clip, kParam};
+    if (skips(numbers)) return {values, clip, kParam};
     if (first && row.step != nullptr) *row.step += 1;
     Rule rule{values, clip, kParam | kGrad | kThird};
     if (momentum) rule.operands |= kFourth;

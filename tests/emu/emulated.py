@@ -93,7 +93,6 @@ class _Tensor(Structure):
         ("data", c_void_p * OPERANDS),
         ("storage", c_int32),
         ("dims", c_int32),
-        ("only_clipped", c_int32),
         ("item_size", c_int64),
         ("sizes", c_int64 * DIMS),
         ("strides", (c_int64 * DIMS) * OPERANDS),
@@ -190,10 +189,9 @@ def _tensors(call, factors):
             if operand[i] is not None:
                 tensor.data[j] = operand[i].address
                 tensor.strides[j][: tensor.dims] = operand[i].strides
-        tensor.only_clipped = len(call.operands) > 1 and call.operands[1][i] is None
         if factors is not None:
             tensor.factors = ctypes.addressof(factors) + 16 * i
-        elif call.steps and call.steps[i] is not None:
+        elif call.steps:
             tensor.step = call.steps[i].address
     return tensors
 
@@ -222,7 +220,7 @@ def run(library: Path, call: Call) -> int | None:
         for entry, step in zip(steps, call.steps, strict=False):
             if isinstance(step, Array):
                 entry.at = step.address
-            elif step is not None:
+            else:
                 entry.value = step
         rest = [steps, factors, *rest]
     if call.op in ("rmsprop_clip_", "adam_clip_"):

@@ -16,7 +16,7 @@ constexpr int kDims = 8;
 
 struct Tensor {
   void* data[kMaxOperands];
-  int32_t storage, dims, only_clipped;
+  int32_t storage, dims;
   int64_t item_size, sizes[kDims], strides[kMaxOperands][kDims];
   float* step;
   const AdamFactors* factors;
@@ -33,7 +33,6 @@ std::vector<Row> rows_of(const Tensor* tensors, int64_t count) {
     }
     for (int d = 0; d < t->dims; ++d) dims[d].size = t->sizes[d];
     row.storage = static_cast<Storage>(t->storage);
-    row.only_clipped = t->only_clipped;
     row.step = t->step;
     row.factors = t->factors;
     cut_into_rows(row, t->item_size, dims, &rows);
