@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.models.adversarial import Adversarial, is_number
+from fastgen.models.gan_losses import LOSSES
 from fastgen.models.gan_nets import default_net, image_critic, image_generator
 from fastgen.models.image_nets import Net
 from fastgen.ops.clip_weights_ import clip_weights_
@@ -109,13 +110,12 @@ class WGAN(Adversarial):
         """(what the critic minimises, figures of it): critic_loss, wasserstein (the difference of
         its means, which the loss is the negative of) and gradient_penalty, if there is one."""
         real, fake, labels = self._opponents(images, condition)
-        a, b = self._judged_both(real, fake, labels)
-        distance = a.mean() - b.mean()
-        figures = {"critic_loss": -distance, "wasserstein": distance}
+        loss = LOSSES[self.loss][0](*self._judged_both(real, fake, labels))
+        figures = {"wasserstein": -loss.detach()}
         if self.penalty is not None and torch.is_grad_enabled():
-            penalty = self.penalty * self._excess(real, fake)
-            figures |= {"critic_loss": penalty - distance, "gradient_penalty": penalty}
-        return figures["critic_loss"], figures
+            penalty = figures["gradient_penalty"] = self.penalty * self._excess(real, fake)
+            loss = loss + penalty
+        return loss, {"critic_loss": loss} | figures
 
     def critic_step(
         self,
