@@ -290,6 +290,50 @@ def test_state_that_is_taken_away_is_made_again(cls):
     assert optimizer.state[fresh]["step"] == 1 and fresh.max() < 1
 
 
+@both
+def test_plans_are_kept_while_they_fit(cls):
+    params = parameters(3, 70)
+    optimizer = trained(cls, params)
+    plans = list(optimizer._plans)
+    if plans[0].parts is None:
+        pytest.skip("no kernel")
+    params[0].grad = None
+    optimizer.param_groups[0].update(lr=0.5, clip=(-1, 1), weight_decay=0.1)
+    optimizer.step()
+    assert optimizer._plans == plans  # of objects, so the same
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer._plans != plans
+
+
+@both
+def test_a_dispatch_mode_sees_the_step(cls):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    optimizer = trained(cls, parameters())
+    with Names():
+        optimizer.step()
+    assert cls._OP.name() in names
+
+
+@both
+def test_the_default_device_has_no_say(cls):
+    params = parameters()
+    with torch.device("meta"):
+        optimizer = cls(params)
+        optimizer.step()
+        params[0].grad = torch.ones(3, device="cpu")
+        optimizer.step()
+    assert optimizer.saturation.device.type == "cpu"
+    assert {t.device.type for s in optimizer.state.values() for t in s.values()} == {"cpu"}
+
+
 # --- what is refused ---
 
 

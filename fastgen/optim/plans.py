@@ -14,6 +14,7 @@ def _planned(op, params):
         type(p).__torch_dispatch__ is _PLAIN
         and p.layout is torch.strided
         and not p.is_complex()
+        and p.device.type in ("cpu", "cuda")
         and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), p.device.type.upper())
         for p in params
     )
@@ -49,7 +50,7 @@ class GroupPlan:
         for param, state in zip(self.params, states, strict=True):
             by_device.setdefault(param.device, []).append((param, state))
         make = getattr(torch.classes.fastgen, optimizer._PLAN)
-        none = torch.empty(0)
+        none = torch.empty(0, device="cpu")
         self.parts = []
         for device, members in by_device.items():
             lists = [
