@@ -18,6 +18,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)
@@ -163,7 +164,7 @@ def extension_arguments():
                 "-O3",
                 "-std=c++17",
                 "-lineinfo",
-                "-fmad=false",  # as the CPU kernels: a product is fused with a sum where it is written so
+                "-fmad=false",  # a product is fused with a sum where it is written so, as on CPUs
                 "-Icsrc",
                 "-Xcompiler",
                 "-fPIC,-fvisibility=hidden",
@@ -172,12 +173,14 @@ def extension_arguments():
             ]
             for name in names:
                 common += gencode(name)
-            folder = Path(self.build_temp, "cuda")
+            folder = Path(self.build_temp, "cuda", "_".join(names))
             folder.mkdir(parents=True, exist_ok=True)
+            included = glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/*.cuh") + ["setup.py"]
 
             def compile_one(source):
                 target = str(folder / (Path(source).stem + ".o"))
-                subprocess.run([nvcc, *common, "-c", source, "-o", target], check=True)
+                if self.force or newer_group([source, *included], target):
+                    subprocess.run([nvcc, *common, "-c", source, "-o", target], check=True)
                 return target
 
             jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)

@@ -76,7 +76,7 @@ ARROWS = {
     "reference": ["fastgen.reference"],
     "ops": ["fastgen.ops", "fastgen.reference", "fastgen._backends"],
     "nn": ["fastgen.nn", "fastgen.ops", "fastgen.reference"],
-    "optim": ["fastgen.optim", "fastgen.ops"],
+    "optim": ["fastgen.optim", "fastgen.ops", "fastgen._backends"],
     "cluster": ["fastgen.cluster", "fastgen.ops", "fastgen.reference"],
     "sampling": [
         "fastgen.sampling",
