@@ -439,6 +439,12 @@ def test_bad_input_says_what_to_do(kind):
         net.critic_step(optimizer, x[..., :2], y)
     with pytest.raises(ValueError, match="images must hold levels in 0 .. 4, got 5"):
         net.critic_step(optimizer, torch.full_like(x, 5), y)
+    with pytest.raises(ValueError, match="optimizer must have the critic's parameters, got others"):
+        net.critic_step(net.generator_optimizer(), x, y)
+    with pytest.raises(
+        ValueError, match=r"generator's parameters, .*; generator_optimizer\(\) mak"
+    ):
+        net.generator_step(optimizer, 4, y)
     with pytest.raises(ValueError, match="n must be a positive int, got 0"):
         net.generator_step(optimizer, 0, None)
     with pytest.raises(ValueError, match=r"z must be a tensor \(B, 3\), got \(4, 2\)"):

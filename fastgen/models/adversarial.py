@@ -104,7 +104,7 @@ class Adversarial(LatentVectors, ImageModel):
         clip_grad: largest norm of the gradient; 0 leaves it alone.
         """
         loss, figures = self.critic_loss(images, condition)
-        _update(optimizer, loss, clip_grad)
+        self._update("critic", optimizer, loss, clip_grad)
         return {name: value.detach() for name, value in figures.items()}
 
     def generator_step(
@@ -121,7 +121,7 @@ class Adversarial(LatentVectors, ImageModel):
         condition, clip_grad: as in `critic_step`.
         """
         loss, figures = self.generator_loss(n, condition)
-        _update(optimizer, loss, clip_grad)
+        self._update("generator", optimizer, loss, clip_grad)
         self.update_average()
         return {name: value.detach() for name, value in figures.items()}
 
@@ -258,6 +258,18 @@ class Adversarial(LatentVectors, ImageModel):
         """
         return self.decode(a - b + c, condition)
 
+    def _update(self, player, optimizer, loss, clip_grad):
+        groups = optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+        if not any(p is parameters[0] for p in getattr(self, player).parameters()):
+            remedy = f"{player}_optimizer() makes one"
+            self._refuse("optimizer", f"must have the {player}'s parameters", "others", remedy)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)  # the other network's gradients are left alone
+        if clip_grad > 0:
+            nn.utils.clip_grad_norm_(parameters, clip_grad)
+        optimizer.step()
+
     def _opponents(self, images, condition):
         """Images in [-1, 1], as many generated ones, and labels of both."""
         labels, like = self._checked(images, condition), self._like()
@@ -345,12 +357,3 @@ class Adversarial(LatentVectors, ImageModel):
 
 def is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _update(optimizer, loss, clip_grad):
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=parameters)  # the other network's gradients are left alone
-    if clip_grad > 0:
-        nn.utils.clip_grad_norm_(parameters, clip_grad)
-    optimizer.step()

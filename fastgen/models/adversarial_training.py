@@ -39,7 +39,8 @@ class TwoPlayers:
         shown = _evenly(len(data.test.images), _SAMPLES)
         self.test_images = data.test.images[shown]
         self.labels = None if self.model.classes is None else data.test.labels[shown]
-        self.is_rings = data.name == "rings"
+        known = "rings", (1, 1, 2), rings.LEVELS
+        self.is_rings = (data.name, tuple(data.shape), data.levels) == known
         if self.is_rings:
             self.test_figures = ("modes", "share")
         elif len(shown) >= 4:  # fewer have no two halves
