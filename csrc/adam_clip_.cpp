@@ -54,8 +54,7 @@ class Step {
            const Tensor* max_exp_avg_sq, const Tensor& step) {
     if (skips_) return add_without_grad(param);
     updated_.add({&param, &grad, &exp_avg, &exp_avg_sq, max_exp_avg_sq});
-    check_step(kOp, step);
-    steps_.push_back(&step);
+    steps_.add(kOp, step);
   }
 
   void add_without_grad(const Tensor& param) { clipped_.add({&param}); }
@@ -63,7 +62,7 @@ class Step {
   int64_t run() {
     Corrections corrections(settings_);
     for (size_t i = 0; i < steps_.size(); ++i) {
-      corrections.write(count_step(*steps_[i]), updated_.own(i));
+      corrections.write(steps_.count(i), updated_.own(i));
     }
     const AdamKernels& kernels = FASTGEN_KERNELS(adam_clip_);
     const int64_t at_bound = updated_.run(
@@ -83,7 +82,7 @@ class Step {
                         {"exp_avg_sqs", true},
                         {"max_exp_avg_sqs", true}}};
   MultiTensor clipped_{kOp, {{"params", true}}};
-  std::vector<const Tensor*> steps_;
+  StepCounters steps_;
 };
 
 const Tensor* at_or_null(TensorList list, size_t i) { return list.empty() ? nullptr : &list[i]; }
@@ -131,7 +130,7 @@ class AdamPlan : public UpdatePlan {
     Step step(settings, rate, grad_scale, found_inf, params_.size());
     const bool clips = clips_at({low, high});
     for (size_t i = 0; i < params_.size(); ++i) {
-      const Tensor& grad = params_[i].grad();
+      const Tensor& grad = params_[i].unsafeGetTensorImpl()->grad();
       if (grad.defined()) {
         if (lacks_state(i)) return {};
         step.add(params_[i], grad, exp_avgs_[i], exp_avg_sqs_[i], at_or_null(max_exp_avg_sqs_, i),

@@ -54,7 +54,7 @@ class MultiTensor {
     bool is_adjacent[kMostOperands];  // in that order, without gaps
   };
 
-  void check(const at::Tensor& operand, const Role& role, const at::Tensor& first) const;
+  bool add_plain(const at::Tensor* const (&operands)[kMostOperands]);
   static Layout layout_of(const at::Tensor* const (&operands)[kMostOperands]);
   int64_t boundary(int64_t element) const;
   size_t item_of(int64_t element) const;
@@ -73,6 +73,11 @@ class MultiTensor {
   std::vector<c10::TensorImpl*> written_;
 };
 
+// A tensor of the list `role` beside the first list's tensor `first`: on one device, of the same
+// shape and dtype.
+void check_operand(const char* op, const Role& role, const at::Tensor& operand,
+                   const Role& first_role, const at::Tensor& first);
+
 // clip_weights_ of what was added, one list.
 int64_t clip(const ClipSettings& settings, MultiTensor& weights);
 
@@ -84,10 +89,23 @@ void check_length(const char* op, const char* argument, size_t got, size_t wante
 double number_in(const char* op, const char* argument, const std::optional<at::Tensor>& tensor,
                  double otherwise);
 
-// Steps done so far: a float32 or float64 tensor of one element each, counted by `count_step`,
-// which returns the new number.
-void check_step(const char* op, const at::Tensor& step);
-double count_step(const at::Tensor& step);
+// Steps done so far, in float32 or float64 tensors of one element.
+class StepCounters {
+ public:
+  void reserve(size_t tensors) { counters_.reserve(tensors); }
+  void add(const char* op, const at::Tensor& step);
+  size_t size() const { return counters_.size(); }
+  // One more; the new number.
+  double count(size_t i);
+
+ private:
+  struct Counter {
+    c10::TensorImpl* impl;
+    void* number;
+    bool is_double;
+  };
+  std::vector<Counter> counters_;
+};
 
 at::Tensor count_tensor(int64_t count);
 

@@ -31,15 +31,13 @@ class Step {
            const Tensor* momentum_buffer, const Tensor* grad_avg, const Tensor* step) {
     if (skips_) return add_without_grad(param);
     updated_.add({&param, &grad, &square_avg, momentum_buffer, grad_avg});
-    if (step == nullptr) return;
-    check_step(kOp, *step);
-    steps_.push_back(step);
+    if (step != nullptr) steps_.add(kOp, *step);
   }
 
   void add_without_grad(const Tensor& param) { clipped_.add({&param}); }
 
   int64_t run() {
-    for (const Tensor* step : steps_) count_step(*step);
+    for (size_t i = 0; i < steps_.size(); ++i) steps_.count(i);
     const RmspropKernels& kernels = FASTGEN_KERNELS(rmsprop_clip_);
     const int64_t at_bound = updated_.run(
         [&](at::ScalarType type, at::ScalarType, const Segment* segments, int64_t count) {
@@ -58,7 +56,7 @@ class Step {
                         {"momentum_buffers", true},
                         {"grad_avgs", true}}};
   MultiTensor clipped_{kOp, {{"params", true}}};
-  std::vector<const Tensor*> steps_;
+  StepCounters steps_;
 };
 
 const Tensor* at_or_null(TensorList list, size_t i) { return list.empty() ? nullptr : &list[i]; }
@@ -105,7 +103,7 @@ class RmspropPlan : public UpdatePlan {
     Step step(settings, rate, grad_scale, found_inf, params_.size());
     const bool clips = clips_at({low, high});
     for (size_t i = 0; i < params_.size(); ++i) {
-      const Tensor& grad = params_[i].grad();
+      const Tensor& grad = params_[i].unsafeGetTensorImpl()->grad();
       if (grad.defined()) {
         if (lacks_state(i)) return {};
         step.add(params_[i], grad, square_avgs_[i], at_or_null(momentum_buffers_, i),

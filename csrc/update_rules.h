@@ -2,10 +2,10 @@
 // (vectors of elements) and the CUDA kernels (numbers); torch-free.
 //
 // The bits are those of torch's own sequence of calls on the CPU: halves are rounded to their type
-// after every call (and so is the factor of a sum), and a product is fused with the sum behind it
-// exactly where one call does both. So a rule says `fused` or `product` for each of its
-// multiplications and leaves the compiler nothing to contract. It is written for an `Arithmetic` of
-// these members:
+// after every call (and so is what a sum adds or multiplies by), and a product is fused with the
+// sum behind it exactly where one call does both. So a rule says `fused` or `product` for each of
+// its multiplications and leaves the compiler nothing to contract. It is written for an
+// `Arithmetic` of these members:
 //
 //   Scalar               the arithmetic type
 //   Value                a number of that type or a vector of them; operators as usual
@@ -129,7 +129,7 @@ struct RmspropValues {
       : gradient(s.maximize, s.weight_decay, s.grad_scale),
         square_average(s.alpha),
         grad_average(1 - s.alpha),
-        eps(A::all(s.eps)),
+        eps(A::stored(s.eps)),
         minus_lr(A::all(-s.lr)),
         minus_stored_lr(A::stored(-s.lr)),
         momentum(A::all(s.momentum)) {}
@@ -167,7 +167,7 @@ struct AdamValues {
       : gradient(s.maximize, s.decoupled ? 0 : s.weight_decay, s.grad_scale),
         average(1 - s.beta1),
         square_average(s.beta2),
-        eps(A::all(s.eps)),
+        eps(A::stored(s.eps)),
         shrink(A::all(s.decoupled ? 1 - A::product(s.lr, s.weight_decay) : 1)) {}
 
   // p, m = exp_avg, v = exp_avg_sq, u = max_exp_avg_sq. At step t, from 1, minus_step_size is
