@@ -241,26 +241,30 @@ def rows(library: Path, call: Call) -> tuple[int, int]:
     return loaded.count_rows(_tensors(call, None), count, ctypes.byref(strided)), strided.value
 
 
-def _fixed_addresses():
+def fixed_addresses():
     """For the process that begins: a thread sanitizer's shadow has no room for random ones."""
     ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE
 
 
-def run_apart(library: Path, mode: str, calls: list[Call]) -> subprocess.CompletedProcess:
-    """The calls in a process of their own; its stdout is for `results`."""
-    runtime = subprocess.run(
-        [COMPILER, f"-print-file-name={RUNTIMES[mode]}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    environment = {
-        "LD_PRELOAD": runtime.stdout.strip(),
+def environment(mode: str) -> dict:
+    """Of a process that loads a library of that mode."""
+    if mode not in RUNTIMES:
+        return {}
+    command = [COMPILER, f"-print-file-name={RUNTIMES[mode]}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {
+        "LD_PRELOAD": found.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
     }
+
+
+def run_apart(library: Path, mode: str, calls: list[Call]) -> subprocess.CompletedProcess:
+    """The calls in a process of their own; its stdout is for `results`."""
     return subprocess.run(
         [sys.executable, "-S", __file__, str(library)],
-        input=pickle.dumps(calls), env=environment, capture_output=True,
-        preexec_fn=_fixed_addresses,
+        input=pickle.dumps(calls), env=environment(mode), capture_output=True,
+        preexec_fn=fixed_addresses,
     )  # fmt: skip
 
 
