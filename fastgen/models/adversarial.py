@@ -31,6 +31,8 @@ class Adversarial(LatentVectors, ImageModel):
 
     objective = TwoPlayers
     conditional = "ConditionalGAN"
+    # several times the papers' rates, which are for hundreds of thousands of steps
+    train_defaults = {"lr": 1e-3, "batch_size": 64, "clip_grad": 0.0}
     sample_forwards = 1
     n_critic = 1
     critic_figures: tuple[str, ...] = ()  # of critic_step, beside critic_loss

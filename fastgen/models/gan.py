@@ -44,7 +44,6 @@ class GAN(Adversarial):
     ``score`` -> (B,). Images are integer levels (B, C, H, W); floats are taken to be in [-1, 1].
     """
 
-    train_defaults = {"lr": 1e-3, "batch_size": 64, "clip_grad": 0.0}
     _critic_name = "discriminator"
 
     def __init__(

@@ -99,11 +99,6 @@ class WGAN(Adversarial):
     def critic_figures(self) -> tuple[str, ...]:
         return ("wasserstein", "gradient_penalty" if self.clip is None else "saturation")
 
-    @property
-    def train_defaults(self) -> dict:
-        lr = 2e-4 if self.clip is None else 1e-3
-        return {"lr": lr, "batch_size": 64, "clip_grad": 0.0}
-
     def critic_loss(
         self, images: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
