@@ -340,7 +340,8 @@ def fresh_dynamo():
 @both
 def test_a_compiled_step(cls, fresh_dynamo):
     (net, ours), (twin, plain) = two_critics(cls)
-    step = torch.compile(ours.step, fullgraph=True, backend=INDUCTOR)
+    backend = INDUCTOR if cls is ClippedRMSprop else "aot_eager"  # once: its start takes seconds
+    step = torch.compile(ours.step, fullgraph=True, backend=backend)
     for _ in range(3):
         x = torch.randn(8, 5)
         for model, optimizer in ((net, ours), (twin, plain)):
