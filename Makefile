@@ -67,11 +67,11 @@ $(TOOLS): requirements-dev.txt $(TORCH_STAMP)
 
 lint: $(TOOLS)
 	$(ENV)/bin/ruff check .
-	$(ENV)/bin/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(ENV)/bin/clang-format --dry-run -Werror $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/emu/*.cpp' 'tests/emu/*.h')
 
 format: $(TOOLS)
 	$(ENV)/bin/ruff check --fix . && $(ENV)/bin/ruff format .
-	$(ENV)/bin/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu')
+	$(ENV)/bin/clang-format -i $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/emu/*.cpp' 'tests/emu/*.h')
 
 clean:
 	rm -rf build demo .venv *.egg-info fastgen/*.so
