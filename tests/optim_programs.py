@@ -11,6 +11,8 @@ from fastgen.optim import ClippedAdam, ClippedRMSprop
 
 TORCH = {ClippedRMSprop: torch.optim.RMSprop, ClippedAdam: torch.optim.Adam}
 SHAPES = [(), (1,), (3,), (0,), (17,), (64,), (129,), (5, 7), (16, 33), (2, 3, 4, 5), (1, 300)]
+# Without vector instructions torch rounds the product in a half's add(alpha=) everywhere.
+COMPARED = DTYPES if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else DTYPES[:2]
 CLIPS = [None, 0.01, 0.1, 0, (-0.02, 0.05), [-0.3, 0.001], (0.001, 0.002), (-0.5, float("inf"))]
 
 
@@ -64,7 +66,7 @@ def bounds(clip):
 class Pair:
     """An optimiser of fastgen and torch's own over copies of the same parameters."""
 
-    def __init__(self, seed, dtypes=DTYPES):
+    def __init__(self, seed, dtypes=COMPARED):
         self.choose = choose = random.Random(seed)
         torch.manual_seed(seed)
         self.cls = choose.choice([ClippedRMSprop, ClippedAdam])
