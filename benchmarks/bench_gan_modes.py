@@ -17,12 +17,11 @@ from fastgen.models.scores import mode_coverage
 
 ALSO_AT = ()
 SEEDS, POINTS = 10, 10_000
-UPDATES, BATCH, RATE = 1500, 128, 1e-3  # of the generator
+UPDATES, BATCH, RATE = 1000, 128, 1e-3  # of the generator
 N_CRITIC = 5  # of the Wasserstein models
 NETS = {"latent_dim": 2, "width": 128, "layers": 3}
 CASES = {
     "WGAN, clip 0.1": (WGAN, {"clip": 0.1, "n_critic": N_CRITIC}),
-    "WGAN, clip 0.01": (WGAN, {"clip": 0.01, "n_critic": N_CRITIC}),
     "WGAN-GP, penalty 0.1": (WGAN, {"penalty": 0.1, "n_critic": N_CRITIC}),
     "GAN, minimax": (GAN, {"loss": "minimax"}),
     "GAN, non-saturating": (GAN, {"loss": "non_saturating"}),

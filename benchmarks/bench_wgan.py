@@ -103,7 +103,7 @@ class Ours:
 
     def iterate(self, batches, noises=None) -> None:
         if noises is not None:
-            self.model._noise = lambda n: next(noises)
+            self.model._noise = lambda *_: next(noises)
         for images in batches:
             self.model.critic_step(self.optimizers[0], images)
         self.model.generator_step(self.optimizers[1], BATCH)

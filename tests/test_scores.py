@@ -5,7 +5,7 @@ import torch
 
 from fastgen import data
 from fastgen.data import rings
-from fastgen.models.scores import auroc, diversity, mode_coverage, nearest_distances
+from fastgen.models.scores import auroc, diversity, mode_coverage, nearest_distances, spread
 
 
 def test_auroc_is_the_share_of_pairs_in_order_with_ties_counted_half():
@@ -66,9 +66,20 @@ def test_diversity_of_the_data_of_a_collapse_and_of_copies():
 
 def test_diversity_by_hand():
     line = [torch.tensor(x)[:, None] for x in ([0.0, 1.0, 4.0, 9.0], [0.0, 2.0, 8.0, 18.0])]
-    # halves 0, 4 and 1, 9: distances 1, 3 and 1, 5
-    samples, test = line
+    samples, test = line  # to the nearest other: 1, 1, 3, 5 and 2, 2, 6, 10
     assert diversity(samples, torch.tensor([[0.0]]), test) == (10 / 20, (3.5 + 3 + 2 + 1) / 16)
+
+
+def test_spread_is_of_the_whole_matrix_in_any_order():
+    samples, images = torch.randn(600, 3) + 1e4, torch.randn(700, 3)
+
+    def apart(x):
+        return torch.cdist(x.double(), x.double()).fill_diagonal_(torch.inf).min(1).values.mean()
+
+    expected = apart(samples - 1e4) / apart(images[:600])
+    assert spread(samples, images) == pytest.approx(expected.item(), rel=1e-6)
+    order = torch.randperm(600)
+    assert spread(samples[order], images[:600]) == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +89,7 @@ def test_diversity_by_hand():
         (lambda x: mode_coverage(x[:0], x, 1.0), "give at least one point"),
         (lambda x: nearest_distances(x, x[:0]), r"images must be \(M, 3\) with M >= 1, got \(0, 3"),
         (lambda x: nearest_distances(x, x[:, :2]), r"got \(5, 2\); compare images of one shape"),
-        (lambda x: diversity(x[:3], x, x), "at least 4 each, got 3 and 5"),
+        (lambda x: diversity(x[:1], x, x), "at least 2 each, got 1 and 5"),
     ],
 )
 def test_what_cannot_be_scored_is_told(call, message):

@@ -68,26 +68,26 @@ def weight_histograms(
 ) -> None:
     """How the weights of networks are distributed, one histogram beside the other.
 
-    weights: name -> all of a network's weights. bounds: name -> c of those held in [-c, c], which
-        are said to be at the bound where they are no further than a hundredth of c from it.
+    weights: name -> all of a network's weights. bounds: name -> c of those held in [-c, c]; how
+        many are at the bound is said.
     """
     bounds = bounds or {}
     wide, gap, left = 620, 150, 172
     page = Page(left + len(weights) * (wide + gap) - gap + 60, 760 + 40 * bool(caption))
     for i, (name, values) in enumerate(weights.items()):
-        values = values.detach().cpu().double().flatten()
+        values = values.detach().cpu().flatten()
         x = left + i * (wide + gap)
         axes = page.axes(x, 180, x + wide, 620)
         bound = bounds.get(name)
         reach = 1.06 * (bound or float(values.abs().max()) or 1.0)
-        counts = torch.histc(values, _BINS, -reach, reach) / max(len(values), 1)
+        counts = torch.histc(values.double(), _BINS, -reach, reach) / max(len(values), 1)
         edges = torch.linspace(-reach, reach, _BINS + 1, dtype=torch.float64)
         axes.stairs(counts.numpy(), edges.numpy(), fill=True, color=COLOURS[i % len(COLOURS)])
         axes.set_xlim(-reach, reach)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("weight", color=MUTED, fontsize=9.5, labelpad=8)
         if bound is not None:
-            share = (values.abs() >= 0.99 * bound).double().mean()
+            share = (values.abs() >= torch.tensor(bound, dtype=values.dtype)).double().mean()
             words = f"{share:.0%} at \N{PLUS-MINUS SIGN}{bound:g}"
             axes.text(
                 0.5, 0.9, words, transform=axes.transAxes, ha="center", color=INK, fontsize=10

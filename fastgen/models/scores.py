@@ -9,6 +9,7 @@ from fastgen.ops.vq_nearest import vq_nearest
 
 _REACH = 3  # standard deviations within which a point belongs to a mode
 _LEAST = 0.01  # share of the points that makes a mode covered
+_CHUNK = 256  # rows of a matrix of distances
 
 
 class ModeCoverage(NamedTuple):
@@ -91,20 +92,19 @@ def nearest_distances(samples: Tensor, images: Tensor) -> Nearest:
 
 
 def spread(samples: Tensor, images: Tensor) -> float:
-    """How varied samples are: each one's distance to the nearest of the other half (halves are
-    every second one), the mean, over the same of as many images. 1 is as varied as these, 0 a
-    single sample repeated.
+    """How varied samples are: each one's distance to the nearest other sample, the mean, over the
+    same of as many images. 1 is as varied as these, 0 a single sample repeated.
 
-    samples, images: codes or floats (N, ...), at least 4 of each; beyond the shorter list, both
+    samples, images: codes or floats (N, ...), at least 2 of each; beyond the shorter list, both
         are left out.
     """
     count = min(len(samples), len(images))
-    if count < 4:
+    if count < 2:
         raise ValueError(
-            f"fastgen.models.scores.spread: samples and images must be at least 4 each, got "
+            f"fastgen.models.scores.spread: samples and images must be at least 2 each, got "
             f"{len(samples)} and {len(images)}; give more"
         )
-    return _distance_of_halves(samples[:count]) / _distance_of_halves(images[:count])
+    return _distance_to_others(samples[:count]) / _distance_to_others(images[:count])
 
 
 def diversity(samples: Tensor, train: Tensor, test: Tensor) -> Diversity:
@@ -116,16 +116,21 @@ def diversity(samples: Tensor, train: Tensor, test: Tensor) -> Diversity:
     What is far from any image has a large spread and a nearness of 0: both should be about those
     of the data.
 
-    samples, train, test: codes or floats (N, ...), at least 4 samples and 4 test images.
+    samples, train, test: codes or floats (N, ...), at least 2 samples and 2 test images.
     """
     nearest = [nearest_distances(images, train).distance for images in (samples, test)]
     return Diversity(spread(samples, test), auroc(*nearest))
 
 
-def _distance_of_halves(images: Tensor) -> float:
-    even, odd = images[::2], images[1::2]
-    there, back = nearest_distances(even, odd), nearest_distances(odd, even)
-    return torch.cat([there.distance, back.distance]).mean().item()
+def _distance_to_others(images: Tensor) -> float:
+    rows, total = images.detach().flatten(1).double(), 0.0
+    for start in range(0, len(rows), _CHUNK):
+        # not by products, which would lose what is far less than the rows' length
+        exact = "donot_use_mm_for_euclid_dist"
+        apart = torch.cdist(rows[start : start + _CHUNK], rows, compute_mode=exact)
+        apart.diagonal(start).fill_(torch.inf)
+        total += apart.min(1).values.sum().item()
+    return total / len(rows)
 
 
 def _rows(images: Tensor) -> Tensor:
