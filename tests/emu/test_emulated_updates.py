@@ -21,7 +21,7 @@ OPS = {
     "rmsprop_clip_": (rmsprop_clip_.rmsprop_clip_, 5),
     "adam_clip_": (adam_clip_.adam_clip_, 5),
 }
-NOT_WRITTEN = 1  # the operand that is the gradient, or the source
+OPTIMISERS = ["rmsprop_clip_", "adam_clip_"]
 
 
 def library(op, mode="fibers", **options):
@@ -31,7 +31,7 @@ def library(op, mode="fibers", **options):
 @pytest.fixture(scope="module", autouse=True)
 def built_ahead():
     """What most tests need, compiled by two processes at a time."""
-    jobs = [(op, mode) for mode in ("fibers", "address") for op in OPS]
+    jobs = [*((op, "fibers") for op in OPS), *((op, "address") for op in OPTIMISERS)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: library(*job), jobs))
 
@@ -104,9 +104,6 @@ class Update:
         self.reference, self.operands = reference, operands[:count]
         self.settings = settings
 
-    def optional(self, name):
-        return self.numbers.get(name)
-
     def expected(self):
         """(count, operands, steps) by the reference."""
         held = [[t.clone(memory_format=torch.contiguous_format) for t in o] for o in self.operands]
@@ -116,7 +113,7 @@ class Update:
             return self.reference(held[0], low, high).item(), held, steps
         if self.op == "ema_update_":
             return self.reference(*held, s["decay"]), held, steps
-        scaler = [self.optional("grad_scale"), self.optional("found_inf")]
+        scaler = [self.numbers.get(name) for name in ("grad_scale", "found_inf")]
         rate = self.numbers.get("rate", self.numbers.get("double_rate"))
         if self.op == "rmsprop_clip_":
             momentum = held[3] if s["momentum"] else []
@@ -242,7 +239,7 @@ def test_averages_from_either_end(decay):
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0])
-@pytest.mark.parametrize("op", ["rmsprop_clip_", "adam_clip_"])
+@pytest.mark.parametrize("op", OPTIMISERS)
 def test_a_scaler_is_read_by_the_kernel(op, found):
     numbers = {"grad_scale": torch.tensor(1536.0), "found_inf": torch.tensor(found)}
     for dtype in DTYPES:
@@ -250,7 +247,7 @@ def test_a_scaler_is_read_by_the_kernel(op, found):
 
 
 @pytest.mark.parametrize("name, dtype", [("rate", torch.float32), ("double_rate", torch.float64)])
-@pytest.mark.parametrize("op", ["rmsprop_clip_", "adam_clip_"])
+@pytest.mark.parametrize("op", OPTIMISERS)
 def test_a_rate_is_read_by_the_kernel(op, name, dtype):
     changes = {"weight_decay": 0.1, "decoupled": True} if op == "adam_clip_" else {}
     numbers = {name: torch.tensor(0.007, dtype=dtype)}
@@ -279,8 +276,7 @@ def test_more_steps_than_one_launch_counts():
 
 
 def test_no_tensors_at_all():
-    check_count = emulated.run(library("clip_weights_"), Call("clip_weights_", [[]], {}))
-    assert check_count == 0
+    assert emulated.run(library("clip_weights_"), Call("clip_weights_", [[]], {})) == 0
 
 
 def test_mixed_dtypes_in_one_update():
@@ -334,7 +330,7 @@ def small_calls(op):
     return update, [update.call(), update.call(reverse=True, blocks=2)]
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", OPTIMISERS)
 def test_memory_is_used_within_its_bounds(op):
     update, calls = small_calls(op)
     done = emulated.run_apart(library(op, "address"), "address", calls)
@@ -351,7 +347,7 @@ def race_call(op):
     return update, update.call(blocks=2)
 
 
-@pytest.mark.parametrize("op", ["rmsprop_clip_", "adam_clip_"])
+@pytest.mark.parametrize("op", OPTIMISERS)
 def test_lanes_and_blocks_do_not_race(op):
     update, call = race_call(op)
     found = emulated.results(emulated.run_apart(library(op, "thread"), "thread", [call]))
