@@ -28,7 +28,7 @@ def problem(case: str, *, compiled: bool) -> Problem:
 
 
 def tables(effort: Effort) -> Iterator[Table]:
-    yield from update_problems.tables("adam_clip_", {}, effort, "a step of the optimiser")
+    yield from update_problems.tables("adam_clip_", {}, effort, flat=False)
 
 
 def bench_adam_clip_(benchmark, measured):

@@ -33,7 +33,7 @@ def problem(case: str, *, compiled: bool) -> Problem:
 
 
 def tables(effort: Effort) -> Iterator[Table]:
-    yield from update_problems.tables("rmsprop_clip_", GOALS, effort, "a step of the optimiser")
+    yield from update_problems.tables("rmsprop_clip_", GOALS, effort, flat=True)
 
 
 def bench_rmsprop_clip_(benchmark, measured):
