@@ -439,12 +439,15 @@ def test_bad_input_says_what_to_do(kind):
         net.critic_step(optimizer, x[..., :2], y)
     with pytest.raises(ValueError, match="images must hold levels in 0 .. 4, got 5"):
         net.critic_step(optimizer, torch.full_like(x, 5), y)
-    with pytest.raises(ValueError, match="optimizer must have the critic's parameters, got others"):
+    with pytest.raises(ValueError, match="all of them the critic's, got others"):
         net.critic_step(net.generator_optimizer(), x, y)
-    with pytest.raises(
-        ValueError, match=r"generator's parameters, .*; generator_optimizer\(\) mak"
-    ):
+    with pytest.raises(ValueError, match=r"all of them the generator's, .*; generator_optimizer"):
         net.generator_step(optimizer, 4, y)
+    with pytest.raises(ValueError, match="all of them the generator's, got others, too"):
+        net.generator_step(torch.optim.SGD(net.parameters(), lr=0.1), 4, y)
+    frozen = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with pytest.raises(ValueError, match="must have parameters to train, .* got none"):
+        net.generator_step(frozen, 4, y)
     with pytest.raises(ValueError, match="n must be a positive int, got 0"):
         net.generator_step(optimizer, 0, None)
     with pytest.raises(ValueError, match=r"z must be a tensor \(B, 3\), got \(4, 2\)"):

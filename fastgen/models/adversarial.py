@@ -67,6 +67,7 @@ class Adversarial(LatentVectors, ImageModel):
         # one's own critic images may see each other, as through batch norm
         is_mlp = (config["net"] or default_net(self.shape)) == "mlp"
         self._joins = own[1] is None and is_mlp
+        self._checked_optimizers = {}
         self.average = None
         if ema is not None:
             self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -263,9 +264,15 @@ class Adversarial(LatentVectors, ImageModel):
     def _update(self, player, optimizer, loss, clip_grad):
         groups = optimizer.param_groups
         parameters = [p for group in groups for p in group["params"] if p.requires_grad]
-        if not any(p is parameters[0] for p in getattr(self, player).parameters()):
-            remedy = f"{player}_optimizer() makes one"
-            self._refuse("optimizer", f"must have the {player}'s parameters", "others", remedy)
+        # looked at once: a walk over the modules is a fiftieth of a small network's update
+        seen = id(optimizer), *map(id, parameters[:1]), len(parameters)
+        if self._checked_optimizers.get(player) != seen:
+            own = {id(p) for p in getattr(self, player).parameters()}
+            if not parameters or any(id(p) not in own for p in parameters):
+                expected = f"must have parameters to train, all of them the {player}'s"
+                got = "others, too" if parameters else "none"
+                self._refuse("optimizer", expected, got, f"{player}_optimizer() makes one")
+            self._checked_optimizers[player] = seen
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)  # the other network's gradients are left alone
         if clip_grad > 0:
