@@ -34,12 +34,15 @@ def bounds(op: str, clip) -> tuple[float, float]:
         raise TypeError(
             f"fastgen.{op}: clip must be a number, a pair or None, got {clip!r}; {remedy}"
         )
-    low, high = pair if pair is not None else (-clip, clip)
+    try:
+        low, high = map(float, pair if pair is not None else (-clip, clip))
+    except OverflowError:
+        low = high = math.nan
     if not low <= high:  # nor NaN
         raise ValueError(
             f"fastgen.{op}: clip must be a range that is not empty, got {clip!r}; {remedy}"
         )
-    return float(low), float(high)
+    return low, high
 
 
 def tensors_of(op: str, argument: str, value) -> list[Tensor]:
