@@ -36,23 +36,22 @@ STORAGES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}  # in the o
 
 
 @functools.cache
-def build(source: str, mode: str = "fibers", *, edits: tuple = (), defines: tuple = ()) -> Path:
-    """The shared library of one .cu with its bindings. `edits`: pairs (text, other text) of what is
+def build(source: str, mode: str = "fibers", *, edit: tuple = ()) -> Path:
+    """The shared library of one .cu with its bindings. `edit`: (text, other text) of what is
     changed in the CUDA sources first, to plant a bug."""
     path = ROOT / source
     sources = [str(path)]
     if path.parent.name == "cuda":
         sources += [str(HERE / "updates.cpp"), f"-DFASTGEN_OP={path.stem.upper()}"]
-    sources += [f"-D{name}" for name in defines]
-    folder = _folder(path.stem, mode, sources, edits)
+    folder = _folder(path.stem, mode, sources, edit)
     library = folder / "library.so"
     if not library.exists():
-        for text, other in edits:
-            changed = [f for f in {path, *ROOT.glob("csrc/cuda/*.cuh")} if text in f.read_text()]
-            assert len(changed) == 1, f"{text!r} stands in {changed}"
+        if edit:
+            changed = [f for f in {path, *ROOT.glob("csrc/cuda/*.cuh")} if edit[0] in f.read_text()]
+            assert len(changed) == 1, f"{edit[0]!r} stands in {changed}"
             edited = folder / "csrc" / "cuda" / changed[0].name
             edited.parent.mkdir(parents=True, exist_ok=True)
-            edited.write_text(changed[0].read_text().replace(text, other))
+            edited.write_text(changed[0].read_text().replace(*edit))
             sources = [str(edited) if s == str(changed[0]) else s for s in sources]
         shared = ["-shared", "-x", "c++", *sources, "-x", "none", str(_scheduler(mode))]
         _compile(library, mode, folder, shared)

@@ -24,16 +24,34 @@ OPS = {
 OPTIMISERS = ["rmsprop_clip_", "adam_clip_"]
 
 
-def library(op, mode="fibers", **options):
-    return emulated.build(f"csrc/cuda/{op}.cu", mode, **options)
+def library(op, mode="fibers", *, edit=()):
+    """`edit`: (text, other text), a bug to plant."""
+    return emulated.build(f"csrc/cuda/{op}.cu", mode, edit=edit)
+
+
+MISSING_BARRIER = (
+    "of_warp[threadIdx.x / 32] = mine;\n  __syncthreads();",
+    "of_warp[threadIdx.x / 32] = mine;",
+)
+WRONG_LANE = ("if (threadIdx.x % 32 == 0) of_warp", "if (threadIdx.x % 32 == 1) of_warp")
+ONE_TOO_FAR = ("i < end; i += kThreads", "i <= end; i += kThreads")
+STEP_OF_EVERY_BLOCK = ("if (first && row.step", "if (threadIdx.x == 0 && row.step")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built_ahead():
-    """What most tests need, compiled by two processes at a time."""
-    jobs = [*((op, "fibers") for op in OPS), *((op, "address") for op in OPTIMISERS)]
+    """What the tests need, compiled by two processes at a time."""
+    jobs = [(op, "address", ()) for op in OPTIMISERS] + [(op, "fibers", ()) for op in OPS]
+    jobs += [(op, "thread", ()) for op in OPTIMISERS]
+    jobs += [
+        ("clip_weights_", "fibers", MISSING_BARRIER),
+        ("clip_weights_", "thread", MISSING_BARRIER),
+        ("clip_weights_", "fibers", WRONG_LANE),
+        ("clip_weights_", "address", ONE_TOO_FAR),
+        ("rmsprop_clip_", "thread", STEP_OF_EVERY_BLOCK),
+    ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: library(*job), jobs))
+        list(pool.map(lambda job: library(job[0], job[1], edit=job[2]), jobs))
 
 
 def misaligned(t):
@@ -355,43 +373,34 @@ def test_lanes_and_blocks_do_not_race(op):
     assert found == [want]
 
 
-MISSING_BARRIER = (
-    "of_warp[threadIdx.x / 32] = mine;\n  __syncthreads();",
-    "of_warp[threadIdx.x / 32] = mine;",
-)
-WRONG_LANE = ("if (threadIdx.x % 32 == 0) of_warp", "if (threadIdx.x % 32 == 1) of_warp")
-ONE_TOO_FAR = ("i < end; i += kThreads", "i <= end; i += kThreads")
-STEP_OF_EVERY_BLOCK = ("if (first && row.step", "if (threadIdx.x == 0 && row.step")
-
-
 def test_a_missing_barrier_is_found():
-    library_ = library("clip_weights_", edits=(MISSING_BARRIER,))
+    library_ = library("clip_weights_", edit=MISSING_BARRIER)
     update = update_of("clip_weights_", draw(torch.float32, ["blocks"]))
     count = update.expected()[0]
     assert count > 100
     counts = [emulated.run(library_, update.call(reverse=reverse)) for reverse in (False, True)]
     assert counts != [count, count]
     done = emulated.run_apart(
-        library("clip_weights_", "thread", edits=(MISSING_BARRIER,)), "thread", [update.call()]
+        library("clip_weights_", "thread", edit=MISSING_BARRIER), "thread", [update.call()]
     )
     assert done.returncode == 66 and b"data race" in done.stderr
 
 
 def test_a_wrong_lane_is_found():
-    library_ = library("clip_weights_", edits=(WRONG_LANE,))
+    library_ = library("clip_weights_", edit=WRONG_LANE)
     update = update_of("clip_weights_", draw(torch.float32, ["blocks"]))
     assert emulated.run(library_, update.call()) != update.expected()[0]
 
 
 def test_one_element_too_far_is_found():
     call = update_of("clip_weights_", draw(torch.float32, ["tail"])).call()
-    library_ = library("clip_weights_", "address", edits=(ONE_TOO_FAR,))
+    library_ = library("clip_weights_", "address", edit=ONE_TOO_FAR)
     done = emulated.run_apart(library_, "address", [call])
     assert done.returncode != 0 and b"heap-buffer-overflow" in done.stderr
 
 
 def test_a_step_that_every_block_counts_is_found():
     _, call = race_call("rmsprop_clip_")
-    library_ = library("rmsprop_clip_", "thread", edits=(STEP_OF_EVERY_BLOCK,))
+    library_ = library("rmsprop_clip_", "thread", edit=STEP_OF_EVERY_BLOCK)
     done = emulated.run_apart(library_, "thread", [call])
     assert done.returncode == 66 and b"data race" in done.stderr
