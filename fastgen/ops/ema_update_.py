@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastgen.ops import _checks, _updates
+from fastgen.ops import _updates
 from fastgen.reference import ema_update_ as reference
 
 
@@ -63,29 +63,23 @@ def ema_update_(
             f"fastgen.{name}: targets and sources must be both modules or both tensors, got "
             f"{type(targets).__name__} and {type(sources).__name__}; give module.parameters()"
         )
-    targets, sources = list(targets), list(sources)
+    targets = _updates.checked_tensors(name, "targets", targets)
+    sources = _updates.checked_tensors(name, "sources", sources)
     if len(targets) != len(sources):
         raise ValueError(
             f"fastgen.{name}: sources must hold {len(targets)} tensors, one for each of targets, "
             f"got {len(sources)}; give both in the same order"
         )
-    pairs = []
-    for target, source in zip(_updates.local(targets), _updates.local(sources), strict=True):
-        _checks.tensor(name, "targets", target)
-        _checks.tensor(name, "sources", source)
-        if target.shape != source.shape:
-            raise ValueError(
-                f"fastgen.{name}: sources must have the targets' shapes, got "
-                f"{tuple(source.shape)} for {tuple(target.shape)}; give both in the same order"
-            )
-        if all(modules) and not target.is_floating_point():
-            target.copy_(source)
-        else:
-            pairs.append((target, source))
-    for group in _updates.by_device(target for target, _ in pairs):
-        chosen = {id(t) for t in group}
-        of_group = [s for t, s in pairs if id(t) in chosen]
-        OP(group, of_group, decay)
+    targets, sources = _updates.local(targets), _updates.local(sources)
+    if all(modules) and not all(map(Tensor.is_floating_point, targets)):
+        pairs = list(zip(targets, sources, strict=True))
+        for target, source in pairs:
+            if not target.is_floating_point():
+                target.copy_(source)
+        kept = [pair for pair in pairs if pair[0].is_floating_point()]
+        targets, sources = ([pair[i] for pair in kept] for i in (0, 1))
+    for group in _updates.by_device(targets, sources):
+        OP(*group, decay)
 
 
 @torch.library.register_fake("fastgen::ema_update_")

@@ -60,6 +60,6 @@ class GroupLists:
                         on_device(inf, device),
                     )
                 )  # fmt: skip
-            for tensors in _updates.by_device(idle):
+            for (tensors,) in _updates.by_device(idle):
                 counts.append(clip_weights_.OP(tensors, *self.bounds))
             return counts, sum(p.numel() for p in (*params, *idle))
