@@ -91,7 +91,7 @@ def test_refuses_decays(decay):
 @pytest.mark.parametrize(
     "target, source, error, text",
     [
-        (torch.ones(2), torch.ones(3), ValueError, "sources must have the targets' shapes"),
+        (torch.ones(2), torch.ones(3), ValueError, "sources must have the shapes of targets"),
         (torch.ones(2).long(), torch.ones(2), TypeError, "targets must be float32"),
         (torch.ones(2), torch.ones(2).long(), TypeError, "sources must be float32"),
         (torch.ones(2).cfloat(), torch.ones(2).cfloat(), TypeError, "targets must be float32"),
