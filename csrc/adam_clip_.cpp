@@ -44,7 +44,7 @@ class Step {
   Step(AdamSettings settings, const MaybeTensor& rate, const MaybeTensor& grad_scale,
        const MaybeTensor& found_inf, size_t tensors)
       : settings_(settings), skips_(number_in(kOp, "found_inf", found_inf, 0) != 0) {
-    settings_.lr = number_in(kOp, "rate", rate, settings.lr);
+    settings_.lr = number_in(kOp, "lr", rate, settings.lr);
     settings_.grad_scale = number_in(kOp, "grad_scale", grad_scale, 1);
     updated_.reserve(tensors);
     steps_.reserve(tensors);
@@ -58,6 +58,11 @@ class Step {
   }
 
   void add_without_grad(const Tensor& param) { clipped_.add({&param}); }
+
+  // Whether this step is for the op, whose dispatch knows what these tensors are.
+  bool is_foreign() const {
+    return updated_.is_foreign() || clipped_.is_foreign() || steps_.is_foreign();
+  }
 
   int64_t run() {
     Corrections corrections(settings_);
@@ -139,6 +144,7 @@ class AdamPlan : public UpdatePlan {
         step.add_without_grad(params_[i]);
       }
     }
+    if (step.is_foreign()) return step_by_ops(settings, rate, grad_scale, found_inf);
     return count_tensor(step.run());
   }
 

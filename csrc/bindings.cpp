@@ -4,6 +4,7 @@
 // headers here: they and pybind11's are each expensive to compile.
 #include <pybind11/pybind11.h>
 
+#include "clip_binding.h"
 #include "common/isa.h"
 #include "cuda/device.h"
 #include "engine_bindings.h"
@@ -63,5 +64,6 @@ PYBIND11_MODULE(_C, m) {
       py::call_guard<py::gil_scoped_release>(), py::arg("weights"), py::arg("grads"),
       py::arg("averages"), py::arg("count"),
       "One pass over float32 arrays at these addresses, the first and last written back.");
+  bind_clip(m);
   bind_engine(m);
 }

@@ -52,12 +52,19 @@ bool may_overlap_itself(const Tensor& t) {
 
 // An ordinary tensor: dense, on the CPU, of no subclass that has its own dispatch. Reading the keys
 // at once, and storage without going through Tensor, takes 25 us off a step over 300 small tensors.
-bool is_plain(const c10::TensorImpl& impl) {
+c10::DispatchKeySet plain_keys() {
   static const c10::DispatchKeySet keys = [] {
     const c10::InferenceMode off(false);
     return at::detail::empty_cpu({0}, at::kFloat).key_set();
   }();
-  return impl.key_set() == keys;
+  return keys;
+}
+
+bool is_plain(const c10::TensorImpl& impl) { return impl.key_set() == plain_keys(); }
+
+// Keys beyond an ordinary tensor's; one made in inference mode has fewer.
+bool is_foreign(const Tensor& t) {
+  return (t.unsafeGetTensorImpl()->key_set().raw_repr() & ~plain_keys().raw_repr()) != 0;
 }
 
 void* data_of(const c10::TensorImpl& impl, bool is_written) {
@@ -135,7 +142,6 @@ void MultiTensor::reserve(size_t tensors) {
   written_.reserve(tensors * lists_);
 }
 
-// What almost all operands are, contiguous ones of one dtype, is taken here, all others in `add`.
 bool MultiTensor::add_plain(const Tensor* const (&operands)[kMostOperands]) {
   const c10::TensorImpl& first = *operands[0]->unsafeGetTensorImpl();
   const at::ScalarType type = c10::typeMetaToScalarType(first.dtype());
@@ -172,6 +178,10 @@ void MultiTensor::add(const Tensor* const (&operands)[kMostOperands]) {
     if (operands[i] == nullptr) continue;
     const Tensor& operand = *operands[i];
     check_operand(op_, roles_[i], operand, roles_[0], first);
+    if (fastgen::is_foreign(operand)) {
+      is_foreign_ = true;
+      return;
+    }
     is_contiguous = is_contiguous && operand.is_contiguous();
     is_dense = is_contiguous ||
                (is_dense && operand.unsafeGetTensorImpl()->is_non_overlapping_and_dense() &&
@@ -238,6 +248,7 @@ MultiTensor::Layout MultiTensor::layout_of(const Tensor* const (&operands)[kMost
 }
 
 int64_t MultiTensor::run(Kernel kernel) {
+  TORCH_CHECK(!is_foreign_, "fastgen.", op_, ": tensors must be ordinary ones here");
   for (c10::TensorImpl* impl : written_) impl->bump_version();
   if (elements_ == 0) return 0;
   std::atomic<int64_t> total{0};
@@ -349,12 +360,16 @@ double number_in(const char* op, const char* argument, const std::optional<Tenso
 
 void StepCounters::add(const char* op, const Tensor& step) {
   c10::TensorImpl* impl = step.unsafeGetTensorImpl();
-  TORCH_CHECK_VALUE(step.numel() == 1 && step.device().is_cpu(), "fastgen.", op,
-                    ": steps must be tensors of one element on the CPU, got ", step.sizes(), " on ",
-                    step.device(), "; use torch.zeros(())");
+  TORCH_CHECK_VALUE(step.numel() == 1 && step.device().is_cpu() && step.layout() == at::kStrided,
+                    "fastgen.", op, ": steps must be dense tensors of one element on the CPU, got ",
+                    step.sizes(), " on ", step.device(), "; use torch.zeros(())");
   const bool is_double = step.scalar_type() == at::kDouble;
   TORCH_CHECK_TYPE(is_double || step.scalar_type() == at::kFloat, "fastgen.", op,
                    ": steps must be float32, got ", step.scalar_type(), "; use torch.zeros(())");
+  if (fastgen::is_foreign(step)) {
+    is_foreign_ = true;
+    return;
+  }
   counters_.push_back({impl, data_of(*impl, true), is_double});
 }
 

@@ -34,6 +34,14 @@ class MultiTensor {
 
   // One tensor of each list, null where the list is left out: of the first one's shape.
   void add(const at::Tensor* const (&operands)[kMostOperands]);
+  // What almost all operands are, contiguous ordinary tensors of one dtype; nothing is added, and
+  // false returned, if these are not.
+  bool add_plain(const at::Tensor* const (&operands)[kMostOperands]);
+
+  // Whether something was added whose memory is not simply its elements: a negated view, a subclass
+  // with its own dispatch. It cannot run here; an op's kernel never gets one, a plan goes to the
+  // op.
+  bool is_foreign() const { return is_foreign_; }
 
   // A segment's own numbers; segments are in the order of `add`.
   double* own(size_t segment) { return segments_[segment].own; }
@@ -54,7 +62,6 @@ class MultiTensor {
     bool is_adjacent[kMostOperands];  // in that order, without gaps
   };
 
-  bool add_plain(const at::Tensor* const (&operands)[kMostOperands]);
   static Layout layout_of(const at::Tensor* const (&operands)[kMostOperands]);
   int64_t boundary(int64_t element) const;
   size_t item_of(int64_t element) const;
@@ -66,6 +73,7 @@ class MultiTensor {
   const char* op_;
   Role roles_[kMostOperands];
   int lists_;
+  bool is_foreign_ = false;
   int64_t elements_ = 0;
   std::vector<Segment> segments_;
   std::vector<Item> items_;  // of the segments
@@ -95,6 +103,7 @@ class StepCounters {
   void reserve(size_t tensors) { counters_.reserve(tensors); }
   void add(const char* op, const at::Tensor& step);
   size_t size() const { return counters_.size(); }
+  bool is_foreign() const { return is_foreign_; }  // as of MultiTensor
   // One more; the new number.
   double count(size_t i);
 
@@ -105,6 +114,7 @@ class StepCounters {
     bool is_double;
   };
   std::vector<Counter> counters_;
+  bool is_foreign_ = false;
 };
 
 at::Tensor count_tensor(int64_t count);

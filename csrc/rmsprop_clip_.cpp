@@ -21,7 +21,7 @@ class Step {
   Step(RmspropSettings settings, const MaybeTensor& rate, const MaybeTensor& grad_scale,
        const MaybeTensor& found_inf, size_t tensors)
       : settings_(settings), skips_(number_in(kOp, "found_inf", found_inf, 0) != 0) {
-    settings_.lr = number_in(kOp, "rate", rate, settings.lr);
+    settings_.lr = number_in(kOp, "lr", rate, settings.lr);
     settings_.grad_scale = number_in(kOp, "grad_scale", grad_scale, 1);
     updated_.reserve(tensors);
     steps_.reserve(tensors);
@@ -35,6 +35,11 @@ class Step {
   }
 
   void add_without_grad(const Tensor& param) { clipped_.add({&param}); }
+
+  // Whether this step is for the op, whose dispatch knows what these tensors are.
+  bool is_foreign() const {
+    return updated_.is_foreign() || clipped_.is_foreign() || steps_.is_foreign();
+  }
 
   int64_t run() {
     for (size_t i = 0; i < steps_.size(); ++i) steps_.count(i);
@@ -112,6 +117,7 @@ class RmspropPlan : public UpdatePlan {
         step.add_without_grad(params_[i]);
       }
     }
+    if (step.is_foreign()) return step_by_ops(settings, rate, grad_scale, found_inf);
     return count_tensor(step.run());
   }
 

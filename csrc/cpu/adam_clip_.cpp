@@ -13,19 +13,19 @@ int64_t step(const AdamSettings& settings, const Segment* segments, int64_t coun
   constexpr unsigned kWritten = 0b1101 | kAmsgrad << 4, kUsed = kWritten | 0b10;
   const AdamValues<A> values(settings);
   const ClipValues<A> range(settings.low, settings.high);
-  int64_t at_bound = 0;
+  AtBoundCount<A> at_bound(range);
   for (const Segment* segment = segments; segment != segments + count; ++segment) {
     const Value minus_step_size = A::all(segment->own[0]), correction = A::all(segment->own[1]);
-    at_bound += sweep<S, kUsed, kWritten>(
+    sweep<S, kUsed, kWritten>(
         *segment,
         [&](Value* x) {
           values.template update<kAmsgrad>(minus_step_size, correction, x[1], x[0], x[2], x[3],
                                            x[4]);
           x[0] = range.clipped(x[0]);
         },
-        [&](Value x) { return range.at_bound(x); });
+        at_bound);
   }
-  return at_bound;
+  return at_bound.total();
 }
 
 template <class S>

@@ -8,15 +8,13 @@ namespace {
 
 template <class S>
 int64_t clip(const ClipSettings& settings, const Segment* segments, int64_t count) {
-  using Value = typename UpdateArithmetic<S>::Value;
-  const ClipValues<UpdateArithmetic<S>> range(settings.low, settings.high);
-  int64_t at_bound = 0;
+  using A = UpdateArithmetic<S>;
+  const ClipValues<A> range(settings.low, settings.high);
+  AtBoundCount<A> at_bound(range);
   for (const Segment* segment = segments; segment != segments + count; ++segment) {
-    at_bound += sweep<S, 1, 1>(
-        *segment, [&](Value* x) { x[0] = range.clipped(x[0]); },
-        [&](Value x) { return range.at_bound(x); });
+    sweep<S, 1, 1>(*segment, [&](typename A::Value* x) { x[0] = range.clipped(x[0]); }, at_bound);
   }
-  return at_bound;
+  return at_bound.total();
 }
 
 }  // namespace

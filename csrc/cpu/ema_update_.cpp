@@ -11,9 +11,8 @@ namespace {
 template <class S>
 FASTGEN_INLINE void follow(const LerpValues<UpdateArithmetic<S>>& lerp, const Segment& segment) {
   using Value = typename UpdateArithmetic<S>::Value;
-  sweep<S, 0b11, 0b1>(
-      segment, [&](Value* x) { x[0] = lerp(x[0], x[1]); },
-      [](Value) { return decltype(Value{} == Value{}){}; });
+  NoCount none;
+  sweep<S, 0b11, 0b1>(segment, [&](Value* x) { x[0] = lerp(x[0], x[1]); }, none);
 }
 
 // Target S, source Q.

@@ -13,17 +13,17 @@ int64_t step(const RmspropSettings& settings, const Segment* segments, int64_t c
   constexpr unsigned kWritten = 0b101 | kMomentum << 3 | kCentered << 4, kUsed = kWritten | 0b10;
   const RmspropValues<A> values(settings);
   const ClipValues<A> range(settings.low, settings.high);
-  int64_t at_bound = 0;
+  AtBoundCount<A> at_bound(range);
   for (const Segment* segment = segments; segment != segments + count; ++segment) {
-    at_bound += sweep<S, kUsed, kWritten>(
+    sweep<S, kUsed, kWritten>(
         *segment,
         [&](Value* x) {
           values.template update<kMomentum, kCentered>(x[1], x[0], x[2], x[3], x[4]);
           x[0] = range.clipped(x[0]);
         },
-        [&](Value x) { return range.at_bound(x); });
+        at_bound);
   }
-  return at_bound;
+  return at_bound.total();
 }
 
 template <class S>
