@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fastgen import _backends, _load
 from fastgen.ops import _updates
 from fastgen.reference import clip_weights_ as reference
 
@@ -53,20 +54,27 @@ def clip_weights_(
         raise TypeError(
             "fastgen.clip_weights_: clip must be a number or a pair, got None; give c for [-c, c]"
         )
-    tensors = _updates.local(
-        _updates.tensors_of("clip_weights_", "params_or_module", params_or_module)
-    )
+    tensors = params_or_module
+    if type(tensors) is not list:
+        tensors = _updates.tensors_of("clip_weights_", "params_or_module", params_or_module)
+    if not return_saturation and _clip_plain(tensors, low, high):
+        return None
+    tensors = _updates.local(_updates.tensors_of("clip_weights_", "params_or_module", tensors))
     if not tensors:
         return torch.full((), torch.nan) if return_saturation else None
-    if all(t.device == tensors[0].device for t in tensors):
-        groups = [tensors]
-    else:
-        groups = _updates.by_device(tensors)
-    saturated = [OP(group, low, high) for group in groups]
+    saturated = [OP(group, low, high) for (group,) in _updates.by_device(tensors)]
     if not return_saturation:
         return None
     share = sum(s.to(saturated[0].device, torch.float64) for s in saturated)
     return (share / sum(t.numel() for t in tensors)).float()
+
+
+def _clip_plain(tensors, low, high):
+    """Whether this was the usual case, ordinary CPU tensors and no mode or forced backend, and so
+    is done: without dispatch, which takes longer than a few small tensors do."""
+    if _load.EXTENSION is None or torch.compiler.is_compiling() or _backends.forced() is not None:
+        return False
+    return _load.EXTENSION.clip_plain(tensors, low, high)
 
 
 @torch.library.register_fake("fastgen::clip_weights_")
