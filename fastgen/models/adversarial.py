@@ -259,9 +259,15 @@ class Adversarial(LatentVectors, ImageModel):
         Source: Radford et al., Unsupervised Representation Learning with Deep Convolutional
         Generative Adversarial Networks, 2016.
         """
+        if not a.shape == b.shape == c.shape:
+            got = f"{tuple(a.shape)}, {tuple(b.shape)} and {tuple(c.shape)}"
+            self._refuse("a, b, c", "must be of one shape", got, "expand the shorter ones")
         return self.decode(a - b + c, condition)
 
     def _update(self, player, optimizer, loss, clip_grad):
+        if not (is_number(clip_grad) and clip_grad >= 0):
+            remedy = "0 leaves the gradient alone"
+            self._refuse("clip_grad", "must be a number >= 0", clip_grad, remedy)
         groups = optimizer.param_groups
         parameters = [p for group in groups for p in group["params"] if p.requires_grad]
         # looked at once: a walk over the modules is a fiftieth of a small network's update
@@ -282,6 +288,8 @@ class Adversarial(LatentVectors, ImageModel):
     def _opponents(self, images, condition):
         """Images in [-1, 1], as many generated ones, and labels of both."""
         labels, like = self._checked(images, condition), self._like()
+        if not len(images):
+            self._refuse("images", "must be at least one", "none", "leave out empty batches")
         with torch.no_grad():
             fake = self._generated(self._noise(len(images), like), labels)
         return self.pixels.scaled(images, like.dtype), fake, labels

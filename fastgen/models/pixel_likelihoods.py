@@ -64,7 +64,8 @@ class PixelLikelihood(nn.Module):
         """Floats on the scale as the nearest levels; real-valued images stay as they are."""
         if self.levels is None:
             return x
-        unit = (x.double() - self.low) / (self.high - self.low)
+        # NaN, as of a network that has diverged, is no level: the middle stands for it
+        unit = ((x.double() - self.low) / (self.high - self.low)).nan_to_num(0.5)
         return (unit * (self.levels - 1)).round().clamp(0, self.levels - 1).long()
 
     def log_mass(self, params: Tensor, images: Tensor) -> Tensor:
