@@ -112,6 +112,11 @@ def test_refuses_lists_of_different_lengths():
         fastgen.ema_update_(nn.Linear(1, 1), [torch.ones(1)], 0.5)
 
 
+def test_refuses_meta_tensors_among_others():
+    with pytest.raises(ValueError, match="must be on one device, got meta beside cpu"):
+        fastgen.ema_update_([torch.ones(1)], [torch.ones(1, device="meta")], 0.5)
+
+
 def test_opcheck():
     lists = [torch.randn(3), torch.randn(2, 2)], [torch.randn(3), torch.randn(2, 2)]
     torch.library.opcheck(OP, (*lists, 0.9))

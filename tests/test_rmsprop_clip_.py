@@ -162,6 +162,12 @@ def test_refuses_before_anything_is_written(lists, error, text):
     assert all(torch.equal(t, b) for t, b in zip(lists[0], before, strict=True))
 
 
+@pytest.mark.parametrize("place", [1, 2])
+def test_refuses_meta_tensors_among_others(place):
+    with pytest.raises(ValueError, match="must be on one device, got meta beside cpu"):
+        OP(*swapped(place, torch.zeros(40, device="meta")), *NUMBERS)
+
+
 @needs_kernels
 def test_a_plan_refuses_state_on_another_device():
     lists = swapped(2, torch.zeros(40, device="meta"))

@@ -87,6 +87,17 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if type(t) in _PLAIN else getattr(t, "_local_tensor", t) for t in tensors]
 
 
+def check_fake(op: str, first: list[Tensor], *others) -> None:
+    """For the fake kernels, which also run when a single tensor is on the meta device."""
+    for value in others:
+        for t in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(t, Tensor) and t.device.type == "meta" != first[0].device.type:
+                raise ValueError(
+                    f"fastgen.{op}: tensors must be on one device, got meta beside "
+                    f"{first[0].device}; move them"
+                )
+
+
 def check_same_length(op: str, count: int, **lists) -> None:
     for argument, values in lists.items():
         if len(values) != count:

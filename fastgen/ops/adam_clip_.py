@@ -108,4 +108,5 @@ def adam_clip_(
 
 @torch.library.register_fake("fastgen::adam_clip_")
 def _(params, *rest):
+    _updates.check_fake("adam_clip_", params, *rest)
     return params[0].new_empty((), dtype=torch.int64)

@@ -84,4 +84,5 @@ def ema_update_(
 
 @torch.library.register_fake("fastgen::ema_update_")
 def _(targets, sources, decay):
+    _updates.check_fake("ema_update_", targets, sources)
     return None

@@ -107,4 +107,5 @@ def rmsprop_clip_(
 
 @torch.library.register_fake("fastgen::rmsprop_clip_")
 def _(params, *rest):
+    _updates.check_fake("rmsprop_clip_", params, *rest)
     return params[0].new_empty((), dtype=torch.int64)
