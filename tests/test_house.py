@@ -74,7 +74,7 @@ def imports_of(path):
 # what the modules of a layer may import of fastgen
 ARROWS = {
     "reference": ["fastgen.reference"],
-    "ops": ["fastgen.ops", "fastgen.reference", "fastgen._backends"],
+    "ops": ["fastgen.ops", "fastgen.reference", "fastgen._backends", "fastgen._load"],
     "nn": ["fastgen.nn", "fastgen.ops", "fastgen.reference"],
     "optim": ["fastgen.optim", "fastgen.ops", "fastgen._backends"],
     "cluster": ["fastgen.cluster", "fastgen.ops", "fastgen.reference"],
