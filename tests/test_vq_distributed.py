@@ -1,9 +1,7 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 import vq_ranks
+from two_processes import two_processes
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="PyTorch without torch.distributed"
@@ -13,19 +11,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """What each of two gloo processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-W", "ignore", vq_ranks.__file__]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"rank{rank}", weights_only=False) for rank in range(2)]
+    return two_processes(vq_ranks.__file__, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
